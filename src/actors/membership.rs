@@ -1,0 +1,638 @@
+//! `Membership`: who is in the cluster, whom to dial, which peers run.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use hashbrown::HashMap;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use crate::actors::links::LinkTable;
+use crate::actors::peer::{NewLink, Peer, PeerContext, Retire};
+use crate::actors::registry::RoomRegistry;
+use crate::actors::system::Beat;
+use crate::core::link::{Backoff, Run, compare_run};
+use crate::core::members::{Gossiped, Member, MemberChange, MemberState, Members};
+use crate::error::LinkError;
+use crate::event::Event;
+use crate::gossip::Gossip;
+use crate::hub::Hub;
+use crate::hub::peer::{PeerQueue, count};
+use crate::ids::{Incarnation, NodeId};
+use crate::quic::handshake::{self, Card, CloseCode, Greeted};
+
+/// Results of dials, links that come and go, views: about the number of peers at worst.
+const MAILBOX: usize = 1024;
+/// How often what is due is looked for.
+const TICK: Duration = Duration::from_millis(100);
+/// A view is not taken more often than this.
+const VIEW_PAUSE: Duration = Duration::from_millis(20);
+/// News of a member is gossiped at once to so many linked nodes.
+const SPREAD: usize = 3;
+/// The most addresses whose dials are remembered. The oldest that are not in use are forgotten first.
+const MAX_ADDRESSES: usize = 4096;
+
+/// What the actor is made from.
+pub(crate) struct Parts {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) gossip: Arc<Gossip>,
+    pub(crate) endpoint: quinn::Endpoint,
+    pub(crate) card: Card,
+    pub(crate) links: Arc<LinkTable>,
+    pub(crate) runtime: Handle,
+    pub(crate) registry: Addr<RoomRegistry>,
+    pub(crate) published: watch::Sender<Arc<Vec<Member>>>,
+    pub(crate) alone: watch::Sender<bool>,
+    pub(crate) beat: Arc<Beat>,
+    pub(crate) random_seed: u64,
+}
+
+/// Keeps the members and their peers.
+pub(crate) struct Membership {
+    parts: Parts,
+    members: Members,
+    peers: HashMap<NodeId, Entry>,
+    dials: HashMap<SocketAddr, Dial>,
+    dialling: usize,
+    rng: StdRng,
+    draining: bool,
+    conflict_logged: bool,
+}
+
+/// The peer actor of one run.
+struct Entry {
+    incarnation: Incarnation,
+    actor: Addr<Peer>,
+    queue: Arc<PeerQueue>,
+    /// The number of the link that is up.
+    link: Option<u64>,
+    /// Since when the member is dead or unknown.
+    gone_since_ms: Option<u64>,
+    /// Whether gossip knows this run.
+    heard: bool,
+}
+
+/// What is known of dialling an address.
+struct Dial {
+    backoff: Backoff,
+    under_way: bool,
+    /// When the address was first wanted, or last used.
+    since_ms: u64,
+    /// The address is this node's own.
+    own: bool,
+    /// The reason that was logged last.
+    logged: Option<LinkError>,
+}
+
+impl Membership {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let members = Members::new(
+            parts.hub.id.clone(),
+            parts.hub.incarnation,
+            parts.hub.config.members.clone(),
+        );
+        let rng = StdRng::seed_from_u64(parts.random_seed);
+        Self {
+            parts,
+            members,
+            peers: HashMap::new(),
+            dials: HashMap::new(),
+            dialling: 0,
+            rng,
+            draining: false,
+            conflict_logged: false,
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.parts.hub.now_ms()
+    }
+
+    /// Dials an address unless it is linked, being dialled, our own, or was tried a moment ago.
+    fn dial(&mut self, addr: SocketAddr, ctx: &mut Context<Self>) {
+        let now = self.now_ms();
+        if self.draining || self.parts.links.is_linked(addr) || self.dialling >= self.parts.hub.config.link.max_dials {
+            return;
+        }
+        self.forget_old_dials();
+        let dial = self.dials.entry(addr).or_insert_with(|| Dial::new(now));
+        if dial.under_way || dial.own || dial.backoff.next_ms > now {
+            return;
+        }
+        dial.under_way = true;
+        self.dialling += 1;
+        self.parts.card.nonce += 1;
+        let (hub, endpoint) = (Arc::clone(&self.parts.hub), self.parts.endpoint.clone());
+        let (card, me) = (self.parts.card.clone(), ctx.address());
+        self.parts.runtime.spawn(async move {
+            let limit = hub.config.link.handshake_timeout;
+            let greeted = tokio::time::timeout(limit, handshake::dial(&endpoint, addr, &card, hub.limits));
+            let result = match greeted.await {
+                Err(_) => Err(LinkError::Lost(format!("no answer within {} s", limit.as_secs()))),
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(greeted)) => offer(greeted, &me).await,
+            };
+            let _ = me.send(Dialled { addr, result }).await;
+        });
+    }
+
+    fn forget_old_dials(&mut self) {
+        if self.dials.len() < MAX_ADDRESSES {
+            return;
+        }
+        let mut idle: Vec<_> =
+            self.dials.iter().filter(|(_, dial)| !dial.under_way).map(|(addr, dial)| (dial.since_ms, *addr)).collect();
+        idle.sort_unstable();
+        for (_, addr) in idle.into_iter().take(MAX_ADDRESSES / 4) {
+            self.dials.remove(&addr);
+        }
+    }
+
+    /// Dials known nodes that have no link. The node with the larger id first leaves it to the other to dial.
+    fn dial_candidates(&mut self, ctx: &mut Context<Self>) {
+        let now = self.now_ms();
+        let patience = u64::try_from(self.parts.hub.config.link.dial_yield.as_millis()).unwrap_or(u64::MAX);
+        for (id, incarnation, addr) in self.members.candidates() {
+            let leaving = self.members.get(&id).is_some_and(|member| member.state == MemberState::Leaving);
+            let linked = self.peers.get(&id).is_some_and(|entry| {
+                entry.incarnation == incarnation && entry.link.is_some()
+            });
+            if leaving || linked {
+                continue;
+            }
+            let since = self.dials.entry(addr).or_insert_with(|| Dial::new(now)).since_ms;
+            if self.parts.hub.id < id || now.saturating_sub(since) >= patience {
+                self.dial(addr, ctx);
+            }
+        }
+    }
+
+    fn apply(&mut self, changes: Vec<MemberChange>) {
+        let node = self.parts.hub.id.clone();
+        let mut news = false;
+        for change in changes {
+            match change {
+                MemberChange::Joined(member) => {
+                    news = true;
+                    tracing::info!(%node, peer = %member.id, addr = %member.addr, incarnation = %member.incarnation, "member joined");
+                    let Member { id, incarnation, addr, .. } = member;
+                    self.parts.hub.event(Event::MemberJoined { id, incarnation, addr });
+                }
+                MemberChange::StateChanged { member, was } => {
+                    tracing::info!(%node, peer = %member.id, state = ?member.state, ?was, "member state changed");
+                    let Member { id, incarnation, state, .. } = member;
+                    self.parts.hub.event(Event::MemberState { id, incarnation, state });
+                }
+                MemberChange::Moved { member, was } => {
+                    tracing::info!(%node, peer = %member.id, addr = %member.addr, %was, "member moved");
+                }
+                MemberChange::Restarted { old, new } => {
+                    news = true;
+                    tracing::info!(%node, peer = %new.id, addr = %new.addr, incarnation = %new.incarnation, was = %old.incarnation, "member restarted");
+                    self.retire(&old.id, Some(old.incarnation), CloseCode::Stale);
+                    let Member { id, incarnation, addr, .. } = new;
+                    self.parts.hub.event(Event::MemberRestarted { id, incarnation, addr });
+                }
+                MemberChange::Left(member) => {
+                    tracing::info!(%node, peer = %member.id, "member left");
+                    let Member { id, incarnation, .. } = member;
+                    self.retire(&id, Some(incarnation), CloseCode::Stale);
+                    self.parts.hub.event(Event::MemberLeft { id, incarnation });
+                }
+            }
+        }
+        if news {
+            self.spread();
+        }
+        self.publish();
+    }
+
+    /// Gossips news at once instead of at the next interval.
+    fn spread(&mut self) {
+        let mut linked: Vec<_> =
+            self.peers.values().filter(|entry| entry.link.is_some()).map(|entry| entry.queue.advertise).collect();
+        for _ in 0..SPREAD.min(linked.len()) {
+            let index = self.rng.random_range(0..linked.len());
+            self.parts.gossip.contact(linked.swap_remove(index));
+        }
+    }
+
+    /// Publishes the members, this node first.
+    fn publish(&mut self) {
+        let own = Member {
+            id: self.parts.hub.id.clone(),
+            incarnation: self.parts.hub.incarnation,
+            addr: self.parts.card.advertise,
+            state: if self.draining { MemberState::Leaving } else { MemberState::Live },
+            linked: true,
+            since_ms: 0,
+        };
+        let members = std::iter::once(own).chain(self.members.iter().cloned()).collect();
+        self.parts.published.send_replace(Arc::new(members));
+        let alone = !self.peers.values().any(|entry| entry.link.is_some());
+        self.parts.alone.send_if_modified(|was| std::mem::replace(was, alone) != alone);
+        if let Some(conflict) = self.members.conflict()
+            && !std::mem::replace(&mut self.conflict_logged, true)
+        {
+            tracing::error!(node = %self.parts.hub.id, addr = %conflict.addr,
+                "another process uses this node's id and is newer: the cluster listens to that one; give each node its own id");
+        }
+    }
+
+    /// Makes the peer of a run that was greeted, or finds it.
+    fn admit(&mut self, card: &Card, ctx: &mut Context<Self>) -> Result<Addr<Peer>, LinkError> {
+        if self.draining {
+            return Err(LinkError::Stopping);
+        }
+        let hub = Arc::clone(&self.parts.hub);
+        let stale = |known| LinkError::Stale { id: card.id.clone(), got: card.incarnation, known };
+        if card.id == hub.id {
+            return Err(if card.incarnation < hub.incarnation {
+                stale(hub.incarnation)
+            } else {
+                LinkError::Closed(format!("the node id {} is in use by this node, too; give each node its own id", card.id))
+            });
+        }
+        let known = self.peers.get(&card.id).map(|entry| entry.incarnation);
+        if self.members.is_stale(&card.id, card.incarnation) {
+            return Err(stale(known.or(self.members.get(&card.id).map(|m| m.incarnation)).unwrap_or_default()));
+        }
+        match compare_run(known, card.incarnation) {
+            Run::Older => return Err(stale(known.unwrap_or_default())),
+            Run::Same => {
+                if let Some(entry) = self.peers.get(&card.id) {
+                    return Ok(entry.actor.clone());
+                }
+            }
+            Run::Newer => self.retire(&card.id, None, CloseCode::Stale),
+            Run::New => {}
+        }
+        let epoch = self.rng.random::<u64>() | 1;
+        let limit = hub.config.link.outbox_bytes;
+        let queue = hub.add_peer(|slot| {
+            Arc::new(PeerQueue::new(card.id.clone(), card.incarnation, slot, card.advertise, epoch, limit))
+        });
+        let context = PeerContext {
+            hub,
+            runtime: self.parts.runtime.clone(),
+            registry: self.parts.registry.clone(),
+            membership: ctx.address(),
+            links: Arc::clone(&self.parts.links),
+        };
+        let actor = Peer::new(context, Arc::clone(&queue)).start();
+        let entry =
+            Entry { incarnation: card.incarnation, actor: actor.clone(), queue, link: None, gone_since_ms: None, heard: false };
+        self.peers.insert(card.id.clone(), entry);
+        Ok(actor)
+    }
+
+    /// Gives a peer up: what it was still owed is a gap.
+    fn retire(&mut self, id: &NodeId, only: Option<Incarnation>, code: CloseCode) {
+        if only.is_some_and(|only| self.peers.get(id).is_none_or(|entry| entry.incarnation != only)) {
+            return;
+        }
+        let Some(entry) = self.peers.remove(id) else { return };
+        let frames = entry.queue.close();
+        if frames > 0 {
+            tracing::warn!(node = %self.parts.hub.id, peer = %id, frames, "frames for a peer that is gone were lost");
+            self.parts.hub.event(Event::Gap { peer: id.clone(), frames, outgoing: true });
+        }
+        let actor = entry.actor;
+        actix::spawn(async move {
+            let _ = actor.send(Retire(code)).await;
+        });
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        let now = self.now_ms();
+        self.parts.beat.membership();
+        let changes = self.members.tick(now);
+        if !changes.is_empty() {
+            self.apply(changes);
+        }
+        self.dial_candidates(ctx);
+        let window = u64::try_from(self.parts.hub.config.link.resume_window.as_millis()).unwrap_or(u64::MAX);
+        let mut gone = Vec::new();
+        for (id, entry) in &mut self.peers {
+            if entry.link.is_some() {
+                entry.gone_since_ms = None;
+                if !entry.heard {
+                    // The first message may have been dropped: a link without gossip would hide the peer's friends.
+                    self.parts.gossip.contact(entry.queue.advertise);
+                }
+                continue;
+            }
+            entry.queue.expire(now.saturating_sub(window));
+            let listed = self
+                .members
+                .get(id)
+                .is_some_and(|m| m.incarnation == entry.incarnation && m.state != MemberState::Dead);
+            let since = *entry.gone_since_ms.get_or_insert(now);
+            if listed {
+                entry.gone_since_ms = None;
+            } else if now.saturating_sub(since) >= window {
+                gone.push(id.clone());
+            }
+        }
+        for id in gone {
+            self.retire(&id, None, CloseCode::Stale);
+        }
+    }
+}
+
+impl Dial {
+    fn new(now_ms: u64) -> Self {
+        Self { backoff: Backoff::default(), under_way: false, since_ms: now_ms, own: false, logged: None }
+    }
+}
+
+/// Asks the membership whether a greeted dial is wanted, and hands it to its peer.
+async fn offer(greeted: Greeted, membership: &Addr<Membership>) -> Result<NodeId, LinkError> {
+    let card = greeted.theirs.clone();
+    let id = card.id.clone();
+    let answer = membership.send(Offer(card)).await.unwrap_or(Err(LinkError::Stopping));
+    match answer {
+        Ok(peer) => {
+            let _ = peer.send(NewLink(greeted)).await;
+            Ok(id)
+        }
+        Err(error) => {
+            CloseCode::Refused.close(&greeted.conn, &error.to_string());
+            Err(error)
+        }
+    }
+}
+
+/// Takes incoming connections until the endpoint is closed.
+pub(crate) async fn accept_all(hub: Arc<Hub>, endpoint: quinn::Endpoint, card: Card, membership: Addr<Membership>) {
+    let slots = Arc::new(tokio::sync::Semaphore::new(hub.config.link.max_handshakes));
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            count(&hub.counters.refused_busy, 1);
+            incoming.refuse();
+            continue;
+        };
+        let (hub, card, membership) = (Arc::clone(&hub), card.clone(), membership.clone());
+        tokio::spawn(async move {
+            let remote = incoming.remote_address();
+            let limit = hub.config.link.handshake_timeout;
+            let outcome = tokio::time::timeout(limit, accept_one(incoming, &hub, &card, &membership)).await;
+            drop(slot);
+            let error = match outcome {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error,
+                Err(_) => LinkError::Lost("the handshake took too long".into()),
+            };
+            count(&hub.counters.refused, 1);
+            match error {
+                LinkError::Own | LinkError::Duplicate | LinkError::Stopping | LinkError::Lost(_) => {
+                    tracing::debug!(node = %hub.id, %remote, %error, "incoming connection not used");
+                }
+                error => hub.log_refusal(remote, &error),
+            }
+        });
+    }
+}
+
+async fn accept_one(
+    incoming: quinn::Incoming,
+    hub: &Hub,
+    card: &Card,
+    membership: &Addr<Membership>,
+) -> Result<(), LinkError> {
+    let mut greeted = handshake::accept(incoming, card, hub.limits).await?;
+    match membership.send(Offer(greeted.theirs.clone())).await.unwrap_or(Err(LinkError::Stopping)) {
+        Ok(peer) => {
+            greeted.welcome(card).await?;
+            let _ = peer.send(NewLink(greeted)).await;
+            Ok(())
+        }
+        Err(error) => {
+            greeted.refuse(&error).await;
+            Err(error)
+        }
+    }
+}
+
+impl Actor for Membership {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        self.publish();
+        ctx.run_interval(TICK, |membership, ctx| membership.tick(ctx));
+        let (gossip, me) = (Arc::clone(&self.parts.gossip), ctx.address());
+        actix::spawn(async move {
+            let mut changed = gossip.changed();
+            while changed.changed().await.is_ok() {
+                if me.send(View(gossip.view().await)).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(VIEW_PAUSE).await;
+            }
+        });
+    }
+}
+
+/// The addresses to reach, from gossip and discovery.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Begin(pub(crate) mpsc::Receiver<SocketAddr>);
+
+impl Handler<Begin> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, Begin(mut wanted): Begin, ctx: &mut Self::Context) {
+        let me = ctx.address();
+        actix::spawn(async move {
+            while let Some(addr) = wanted.recv().await {
+                if me.send(Wanted(addr)).await.is_err() {
+                    break;
+                }
+            }
+        });
+    }
+}
+
+/// An address is to be reached.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Wanted(SocketAddr);
+
+impl Handler<Wanted> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, Wanted(addr): Wanted, ctx: &mut Self::Context) {
+        self.dial(addr, ctx);
+    }
+}
+
+/// What gossip knows now.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct View(Vec<crate::gossip::GossipMember>);
+
+impl Handler<View> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, View(view): View, ctx: &mut Self::Context) {
+        for member in &view {
+            if let Some(entry) = self.peers.get_mut(&member.id) {
+                entry.heard |= entry.incarnation == member.incarnation;
+            }
+        }
+        let view: Vec<Gossiped> = view
+            .into_iter()
+            .map(|m| Gossiped {
+                id: m.id,
+                incarnation: m.incarnation,
+                addr: m.addr,
+                alive: m.alive,
+                leaving: m.leaving,
+            })
+            .collect();
+        let changes = self.members.gossip(&view, self.now_ms());
+        if !changes.is_empty() {
+            self.apply(changes);
+        }
+        self.dial_candidates(ctx);
+    }
+}
+
+/// Someone said who they are: is a link with them wanted?
+#[derive(Message)]
+#[rtype(result = "Result<Addr<Peer>, LinkError>")]
+struct Offer(Card);
+
+impl Handler<Offer> for Membership {
+    type Result = Result<Addr<Peer>, LinkError>;
+
+    fn handle(&mut self, Offer(card): Offer, ctx: &mut Self::Context) -> Self::Result {
+        self.admit(&card, ctx)
+    }
+}
+
+/// A dial ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Dialled {
+    addr: SocketAddr,
+    result: Result<NodeId, LinkError>,
+}
+
+impl Handler<Dialled> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, Dialled { addr, result }: Dialled, _: &mut Self::Context) {
+        let (now, jitter) = (self.now_ms(), self.rng.random::<f64>());
+        self.dialling = self.dialling.saturating_sub(1);
+        let hub = Arc::clone(&self.parts.hub);
+        let Some(dial) = self.dials.get_mut(&addr) else { return };
+        dial.under_way = false;
+        dial.since_ms = now;
+        match result {
+            Ok(_) => {
+                dial.backoff.succeeded();
+                dial.logged = None;
+            }
+            Err(error) => {
+                count(&hub.counters.dials_failed, 1);
+                dial.own = error == LinkError::Own;
+                dial.backoff.failed(&hub.config.link.dial_backoff, now, jitter);
+                if dial.logged.as_ref() != Some(&error) {
+                    match &error {
+                        LinkError::Own | LinkError::Duplicate | LinkError::Lost(_) | LinkError::Stopping => {
+                            tracing::debug!(node = %hub.id, %addr, %error, "failed to link");
+                        }
+                        _ => tracing::warn!(node = %hub.id, %addr, %error, "failed to link"),
+                    }
+                    dial.logged = Some(error);
+                }
+            }
+        }
+    }
+}
+
+/// A link is up.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct LinkUp {
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) addr: SocketAddr,
+    /// The number of the link, growing with each link of that run.
+    pub(crate) link: u64,
+}
+
+impl Handler<LinkUp> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, up: LinkUp, _: &mut Self::Context) {
+        let now = self.now_ms();
+        let Some(entry) = self.peers.get_mut(&up.id).filter(|entry| entry.incarnation == up.incarnation) else {
+            return;
+        };
+        entry.link = Some(up.link);
+        entry.gone_since_ms = None;
+        entry.queue.link_since_ms.store(now, std::sync::atomic::Ordering::Relaxed);
+        tracing::info!(node = %self.parts.hub.id, peer = %up.id, addr = %up.addr, "link up");
+        let changes = self.members.link_up(up.id.clone(), up.incarnation, up.addr, now);
+        self.parts.gossip.contact(up.addr);
+        self.apply(changes);
+        self.parts.hub.event(Event::LinkUp { peer: up.id, incarnation: up.incarnation });
+    }
+}
+
+/// A link ended and no other took its place at once.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct LinkDown {
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) link: u64,
+    pub(crate) error: LinkError,
+}
+
+impl Handler<LinkDown> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, down: LinkDown, ctx: &mut Self::Context) {
+        let now = self.now_ms();
+        let LinkDown { id, incarnation, link, error } = down;
+        tracing::info!(node = %self.parts.hub.id, peer = %id, reason = %error, "link down");
+        if matches!(error, LinkError::Violation(_)) {
+            count(&self.parts.hub.counters.violations, 1);
+        }
+        self.parts.hub.event(Event::LinkDown { peer: id.clone(), reason: error.to_string() });
+        let Some(entry) = self.peers.get_mut(&id) else { return };
+        if entry.incarnation != incarnation || entry.link != Some(link) {
+            return;
+        }
+        entry.link = None;
+        let changes = self.members.link_down(&id, incarnation, now);
+        self.apply(changes);
+        if error == LinkError::Left {
+            self.retire(&id, Some(incarnation), CloseCode::Left);
+        } else {
+            self.dial_candidates(ctx);
+        }
+    }
+}
+
+/// No more new links: the node leaves.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Drain;
+
+impl Handler<Drain> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
+        self.draining = true;
+        self.publish();
+    }
+}

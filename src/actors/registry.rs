@@ -1,0 +1,193 @@
+//! `RoomRegistry`: owns this node's interest and is the only writer of the route table.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, AsyncContext, Context, Handler, Message};
+
+use crate::actors::system::Beat;
+use crate::core::interest::Interest;
+use crate::core::link::LinkState;
+use crate::core::routes::RouteError;
+use crate::error::LinkError;
+use crate::event::Event;
+use crate::hub::feed::{InterestSnapshot, KEYS_PER_FRAME, encode_snapshot};
+use crate::hub::peer::PeerQueue;
+use crate::hub::{Hub, NamespaceOp};
+use crate::quic::connection::{Applied, InterestUpdate};
+
+/// Interest updates of many links may wait here; each link waits for its own, so this is about the number of peers.
+const MAILBOX: usize = 1024;
+
+/// Keeps the rooms of this node and of everyone else.
+pub(crate) struct RoomRegistry {
+    hub: Arc<Hub>,
+    interest: Interest,
+    /// The last snapshot, as long as it is the newest: links that come up together share it.
+    snapshot: Option<InterestSnapshot>,
+    beat: Arc<Beat>,
+    lingering: bool,
+}
+
+impl RoomRegistry {
+    pub(crate) fn new(hub: Arc<Hub>, beat: Arc<Beat>) -> Self {
+        let interest = Interest::new(hub.config.interest.clone());
+        Self { hub, interest, snapshot: None, beat, lingering: false }
+    }
+
+    /// Takes what joined and left, and publishes what changes for other nodes.
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        let pending = self.hub.take_pending();
+        for (ns, op) in &pending.namespaces {
+            match op {
+                NamespaceOp::Attach(mode) => self.interest.attach(ns, *mode),
+                NamespaceOp::Flood => self.interest.switch_to_flood(ns),
+                NamespaceOp::Detach(_) => {}
+            }
+        }
+        for (ns, rooms) in &pending.rooms {
+            for (room, by) in rooms.iter().filter(|(_, by)| **by != 0) {
+                self.interest.adjust(ns, *room, *by);
+            }
+        }
+        // A namespace goes after its rooms: leaving them was noted before it.
+        for (ns, op) in &pending.namespaces {
+            if let NamespaceOp::Detach(mode) = op {
+                self.interest.detach(ns, *mode);
+            }
+        }
+        if let Some(delta) = self.interest.flush(self.hub.now_ms()) {
+            self.snapshot = None;
+            match self.hub.feed.publish(&delta) {
+                Ok(_) => {
+                    for peer in self.hub.peers() {
+                        peer.wake.notify_one();
+                    }
+                }
+                Err(error) => tracing::error!(node = %self.hub.id, %error, "failed to encode interest"),
+            }
+        }
+        for ns in self.interest.take_overflowed() {
+            tracing::warn!(node = %self.hub.id, %ns, "too many rooms: every broadcast of the namespace comes here now");
+        }
+        self.schedule(ctx);
+    }
+
+    /// Looks again when a room that is only advertised for a little longer runs out.
+    fn schedule(&mut self, ctx: &mut Context<Self>) {
+        let Some(next) = self.interest.next_flush_ms() else { return };
+        if std::mem::replace(&mut self.lingering, true) {
+            return;
+        }
+        let wait = next.saturating_sub(self.hub.now_ms()).max(1);
+        ctx.run_later(Duration::from_millis(wait), |registry, ctx| {
+            registry.lingering = false;
+            registry.flush(ctx);
+        });
+    }
+
+    fn apply(&self, peer: &PeerQueue, update: InterestUpdate) -> Result<Applied, LinkError> {
+        let routes = &self.hub.routes;
+        let slot = peer.slot;
+        let outcome = match update {
+            InterestUpdate::Begin(version) => routes.snapshot_begin(slot, version),
+            InterestUpdate::Chunk(change) => routes.snapshot_chunk(slot, vec![change]),
+            InterestUpdate::End => routes.snapshot_end(slot).inspect(|()| {
+                peer.set_state(LinkState::Up);
+                self.hub.event(Event::LinkSynced { peer: peer.id.clone() });
+            }),
+            InterestUpdate::Delta(delta) => routes.apply_delta(slot, &delta),
+        };
+        match outcome {
+            Ok(()) => Ok(Applied::Yes),
+            Err(RouteError::VersionGap { .. } | RouteError::NoSnapshot(_)) => {
+                peer.set_state(LinkState::Syncing);
+                Ok(Applied::Resync)
+            }
+            Err(RouteError::NoPeer(_)) => Err(LinkError::Stopping),
+            Err(error) => Err(LinkError::Violation(error.to_string())),
+        }
+    }
+}
+
+impl Actor for RoomRegistry {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        ctx.run_interval(Beat::INTERVAL, |registry, _| registry.beat.registry());
+        let (hub, addr) = (Arc::clone(&self.hub), ctx.address());
+        actix::spawn(async move {
+            // The first join goes out at once; those within a tick of it go together.
+            loop {
+                hub.pending_wake.notified().await;
+                if addr.send(Flush).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(hub.config.link.interest_tick).await;
+            }
+        });
+    }
+}
+
+/// Publish what changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Flush;
+
+impl Handler<Flush> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, _: Flush, ctx: &mut Self::Context) {
+        self.flush(ctx);
+    }
+}
+
+/// A part of a peer's interest arrived.
+#[derive(Message)]
+#[rtype(result = "Result<Applied, LinkError>")]
+pub(crate) struct Update {
+    pub(crate) peer: Arc<PeerQueue>,
+    pub(crate) update: InterestUpdate,
+}
+
+impl Handler<Update> for RoomRegistry {
+    type Result = Result<Applied, LinkError>;
+
+    fn handle(&mut self, message: Update, _: &mut Self::Context) -> Self::Result {
+        self.apply(&message.peer, message.update)
+    }
+}
+
+/// A peer's link ended: what is known of its rooms may be out of date from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct LinkLost(pub(crate) Arc<PeerQueue>);
+
+impl Handler<LinkLost> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, LinkLost(peer): LinkLost, _: &mut Self::Context) {
+        self.hub.routes.set_unknown(peer.slot);
+    }
+}
+
+/// This node's whole interest, as frames.
+#[derive(Message)]
+#[rtype(result = "Result<InterestSnapshot, LinkError>")]
+pub(crate) struct TakeSnapshot;
+
+impl Handler<TakeSnapshot> for RoomRegistry {
+    type Result = Result<InterestSnapshot, LinkError>;
+
+    fn handle(&mut self, _: TakeSnapshot, ctx: &mut Self::Context) -> Self::Result {
+        self.flush(ctx);
+        if let Some(snapshot) = &self.snapshot {
+            return Ok(snapshot.clone());
+        }
+        let chunks: Vec<_> = self.interest.snapshot(KEYS_PER_FRAME).collect();
+        let snapshot = encode_snapshot(self.interest.version(), &chunks)?;
+        self.snapshot = Some(snapshot.clone());
+        Ok(snapshot)
+    }
+}

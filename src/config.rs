@@ -1,0 +1,111 @@
+//! One configuration, made of each part's own. Every limit says what it costs.
+
+use std::time::Duration;
+
+use crate::core::interest::InterestConfig;
+use crate::core::link::BackoffConfig;
+use crate::core::members::MembersConfig;
+use crate::gossip::GossipConfig;
+use crate::gossip::discovery::DiscoveryConfig;
+use crate::quic::endpoint::QuicConfig;
+use crate::quic::tls::CertificateConfig;
+
+/// The settings of a node beyond names and addresses. The defaults suit a cluster in one data centre.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Config {
+    /// Links and queues.
+    pub link: LinkConfig,
+    /// QUIC and UDP.
+    pub quic: QuicConfig,
+    /// The certificates that nodes make from the cluster secret.
+    pub certificates: CertificateConfig,
+    /// Gossip and failure detection.
+    pub gossip: GossipConfig,
+    /// How seeds are looked up.
+    pub discovery: DiscoveryConfig,
+    /// When members are listed and forgotten.
+    pub members: MembersConfig,
+    /// This node's own rooms.
+    pub interest: InterestConfig,
+    /// Events that a slow listener may be behind before it misses some. Default is 1,024.
+    /// Cost: about 100 bytes each, once per node.
+    pub event_buffer: EventBuffer,
+}
+
+/// See [`Config::event_buffer`].
+#[derive(Debug, Clone, Copy)]
+pub struct EventBuffer(pub usize);
+
+impl Default for EventBuffer {
+    fn default() -> Self {
+        Self(1024)
+    }
+}
+
+/// Links and queues.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LinkConfig {
+    /// The largest frame (one message with its head), in bytes. Default is 16 MiB. A larger message is refused here;
+    /// a larger frame from a peer closes that link. Cost: a reader may hold one frame of this size per link.
+    pub max_frame_bytes: usize,
+    /// The longest room name, in bytes. Default is 512. Cost: bounds the head of a frame.
+    pub max_room_bytes: usize,
+    /// The most rooms that one peer may advertise. Default is 2,000,000; beyond it the link is closed.
+    /// Cost: 16 bytes or more for each room of a peer.
+    pub max_rooms_per_peer: usize,
+    /// What is queued or not acknowledged for one peer, in bytes. Default is 64 MiB. At the limit the newest frame is
+    /// dropped and counted. Cost: up to this per peer, when the peer does not keep up.
+    pub outbox_bytes: usize,
+    /// How long frames for a peer without a link are kept. Default is 15 s. Older ones are lost and reported as a gap.
+    /// Cost: memory within `outbox_bytes`.
+    pub resume_window: Duration,
+    /// The deltas of this node's interest that are kept for slow links, in bytes. Default is 1 MiB. A link that is
+    /// further behind is sent a snapshot. Cost: up to this, once per node.
+    pub interest_log_bytes: usize,
+    /// The shortest time between two deltas of this node's interest. Default is 5 ms. Joins in between go together.
+    /// Cost: the delay until other nodes learn of a join.
+    pub interest_tick: Duration,
+    /// How often a link says what it has applied when nothing else is to be said. Default is 500 ms.
+    /// Cost: about 60 bytes on the wire each time, per link and direction.
+    pub heartbeat: Duration,
+    /// How long nothing may be heard on a data stream before the link is replaced. Default is 4 s.
+    pub silence_limit: Duration,
+    /// How long a handshake may take, TLS and hello together. Default is 5 s.
+    pub handshake_timeout: Duration,
+    /// How often an unreachable address is dialled. Default is after 100 ms, doubling up to 2 s, for ever.
+    pub dial_backoff: BackoffConfig,
+    /// How long the node with the larger id waits for the other to dial before it dials itself. Default is 500 ms.
+    pub dial_yield: Duration,
+    /// The most addresses that are dialled at the same time. Default is 64. Others wait their turn.
+    /// Cost: one handshake each.
+    pub max_dials: usize,
+    /// The most handshakes from other nodes under way at the same time. Default is 256. Others are refused.
+    /// Cost: one handshake each.
+    pub max_handshakes: usize,
+    /// How long `drain` waits for peers to acknowledge what was queued. Default is 5 s.
+    pub drain_timeout: Duration,
+}
+
+impl Default for LinkConfig {
+    fn default() -> Self {
+        Self {
+            max_frame_bytes: 16 << 20,
+            max_room_bytes: 512,
+            max_rooms_per_peer: 2_000_000,
+            outbox_bytes: 64 << 20,
+            resume_window: Duration::from_secs(15),
+            interest_log_bytes: 1 << 20,
+            interest_tick: Duration::from_millis(5),
+            heartbeat: Duration::from_millis(500),
+            silence_limit: Duration::from_secs(4),
+            handshake_timeout: Duration::from_secs(5),
+            dial_backoff: BackoffConfig::default(),
+            dial_yield: Duration::from_millis(500),
+            max_dials: 64,
+            max_handshakes: 256,
+            drain_timeout: Duration::from_secs(5),
+        }
+    }
+}

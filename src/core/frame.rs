@@ -1,0 +1,515 @@
+//! Wire frames, their versions and size limits. bincode lives here and nowhere else.
+//!
+//! A frame on a link is `length (u32, little endian) | head (bincode) | payload (bytes as they are)`, where `length`
+//! counts head and payload. Heads are small and bounded by [`MAX_HEAD_BYTES`]; the payload is never encoded element by
+//! element. `docs/protocol.md` describes every field.
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bytes::{BufMut, BytesMut};
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use crate::ids::{Namespace, RoomKey};
+
+/// The protocol version that this build speaks, and the oldest that it understands.
+pub const PROTOCOL: u16 = 1;
+/// The oldest protocol version that this build still understands.
+pub const PROTOCOL_MIN: u16 = 1;
+/// The largest head, in bytes. Cost: nothing is held, it bounds what a decoder reads.
+pub const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// The largest number of rooms (and of excepted rooms) that one frame names.
+pub const MAX_ROOMS: usize = 1024;
+/// The bytes of the length field before each frame.
+pub const LENGTH_BYTES: usize = 4;
+
+/// What a frame says. Variants keep their order: the index is on the wire.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Head<'a> {
+    /// Who is there: the first frame in each direction.
+    #[serde(borrow)]
+    Hello(Hello<'a>),
+    /// The link is refused, with the reason. The last frame of the link.
+    Refused(Refusal<'a>),
+    /// What the sender still remembers of us: the second frame in each direction.
+    Resume(Resume),
+    /// The number that the next counted frame has.
+    Start {
+        /// See [`crate::ids::Seq`].
+        first: u64,
+    },
+    /// What the sender has applied so far: acknowledgement and heartbeat in one.
+    Received {
+        /// The last counted frame that was applied.
+        seq: u64,
+        /// The interest version that was applied; 0 for none.
+        interest: u64,
+    },
+    /// A part of the sender's interest. The payload holds the room keys: `added`, then `removed`, 8 bytes each.
+    Interest(InterestHead<'a>),
+    /// The sender lost track of our interest and wants a new snapshot.
+    InterestWanted,
+    /// A message for the members of some rooms. Counted.
+    Broadcast(BroadcastHead<'a>),
+}
+
+impl Head<'_> {
+    /// Whether the frame has a sequence number, is acknowledged and replayed.
+    pub fn is_counted(&self) -> bool {
+        matches!(self, Head::Broadcast(_))
+    }
+}
+
+/// The first frame in each direction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello<'a> {
+    /// The oldest protocol version that the sender speaks.
+    pub protocol_min: u16,
+    /// The newest protocol version that the sender speaks. The link uses the newest that both speak.
+    pub protocol_max: u16,
+    /// The name of the cluster.
+    pub cluster: &'a str,
+    /// The name of the node.
+    pub node: &'a str,
+    /// The run of the node.
+    pub incarnation: u64,
+    /// The sender's counter of its dials, when it dialled: tells two links between the same runs apart.
+    pub nonce: u64,
+    /// The address under which the sender wants to be dialled, as `ip:port`.
+    pub advertise: &'a str,
+    /// Reserved for later versions: pairs of key and value that a reader may ignore.
+    #[serde(borrow)]
+    pub extensions: SmallVec<[(u16, &'a str); 2]>,
+}
+
+/// Why a link is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal<'a> {
+    /// The kind, for the program.
+    pub kind: RefusalKind,
+    /// The reason, for the log of the other side. At most 256 bytes are kept.
+    pub text: &'a str,
+}
+
+/// The kinds of refusal. Variants keep their order: the index is on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// No common protocol version.
+    Protocol,
+    /// Another cluster name.
+    Cluster,
+    /// The dialler reached itself.
+    Own,
+    /// A newer incarnation of the dialler is known.
+    Stale,
+    /// Another link between the same two runs is kept.
+    Duplicate,
+    /// The other side is stopping.
+    Stopping,
+    /// Anything else.
+    Other,
+}
+
+/// What one side remembers of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The epoch of the sender's outbox: numbers are only comparable within one.
+    pub epoch: u64,
+    /// The epoch and the last number that the sender has applied from us; none when it remembers nothing.
+    pub received: Option<(u64, u64)>,
+}
+
+/// Whether an interest frame belongs to a snapshot or to a delta.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InterestPart {
+    /// A part of the snapshot; more follow.
+    Snapshot,
+    /// The last part of the snapshot.
+    SnapshotEnd,
+    /// A part of the delta that leads from `version - 1` to `version`; more follow.
+    Delta,
+    /// The last part of the delta.
+    DeltaEnd,
+}
+
+/// How a namespace routes, on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WireMode {
+    /// The namespace is gone, with its rooms.
+    Gone,
+    /// Everything is wanted.
+    Flood,
+    /// Only the advertised rooms are wanted.
+    Exact,
+}
+
+/// A part of the sender's interest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterestHead<'a> {
+    /// The version of the interest after this snapshot or delta.
+    pub version: u64,
+    /// Snapshot or delta, and whether it is complete now.
+    pub part: InterestPart,
+    /// The namespace; empty in a part that changes nothing (an empty snapshot).
+    pub ns: &'a str,
+    /// How the namespace routes.
+    pub mode: WireMode,
+    /// How many keys in the payload are added; the others are removed.
+    pub added: u32,
+}
+
+/// What the payload of a broadcast is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PayloadKind {
+    /// Bytes of the plain API.
+    Plain,
+    /// A Socket.IO packet value of a parser that makes text (the common parser), with binary attachments behind it.
+    SocketIoText,
+    /// A Socket.IO packet value of a parser that makes bytes (MessagePack).
+    SocketIoBytes,
+}
+
+/// A message for the members of some rooms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BroadcastHead<'a> {
+    /// The namespace.
+    pub ns: &'a str,
+    /// What the payload is.
+    pub kind: PayloadKind,
+    /// The flags of the Socket.IO broadcast options, as a bit set (`0x02` broadcast, `0x04` volatile).
+    pub flags: u8,
+    /// The rooms; none for everyone in the namespace.
+    #[serde(borrow)]
+    pub rooms: SmallVec<[&'a str; 4]>,
+    /// The rooms whose members are left out.
+    #[serde(borrow)]
+    pub except: SmallVec<[&'a str; 4]>,
+    /// The one Socket.IO server that this is for, by server id.
+    pub server: Option<&'a str>,
+    /// The one socket that this is for, or the sender to leave out: as in the Socket.IO broadcast options.
+    pub socket: Option<&'a str>,
+    /// The lengths of the binary attachments at the end of the payload.
+    pub attachments: SmallVec<[u32; 4]>,
+}
+
+/// Why bytes are not a frame. The link that they came from is closed; nothing else is affected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The length field is over the limit. The link is closed.
+    #[error("frame of {got} bytes, the limit is {limit}")]
+    TooLarge {
+        /// The length on the wire.
+        got: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The head is not a head. The link is closed.
+    #[error("unreadable frame head: {0}")]
+    Head(String),
+    /// A field is over its limit. The link is closed.
+    #[error("{field} of {got}, the limit is {limit}")]
+    Limit {
+        /// The field.
+        field: &'static str,
+        /// What was on the wire.
+        got: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The payload does not fit the head. The link is closed.
+    #[error("payload does not fit its head: {0}")]
+    Payload(&'static str),
+}
+
+/// The limits that a peer's frames are held to.
+#[derive(Debug, Clone, Copy)]
+pub struct FrameLimits {
+    /// The largest frame (head and payload), in bytes.
+    pub max_frame_bytes: usize,
+    /// The longest room name, in bytes.
+    pub max_room_bytes: usize,
+}
+
+type Bincode = Configuration<LittleEndian, Varint, Limit<MAX_HEAD_BYTES>>;
+const BINCODE: Bincode = bincode::config::standard().with_limit::<MAX_HEAD_BYTES>();
+
+/// Appends length and head of a frame whose payload has `payload_len` bytes.
+///
+/// # Errors
+/// [`FrameError::Head`] when the head is over [`MAX_HEAD_BYTES`]; `out` is as before.
+pub fn encode_head(head: &Head<'_>, payload_len: usize, out: &mut BytesMut) -> Result<(), FrameError> {
+    let start = out.len();
+    out.put_u32_le(0);
+    if let Err(error) = bincode::serde::encode_into_writer(head, Sink(out), BINCODE) {
+        out.truncate(start);
+        return Err(FrameError::Head(error.to_string()));
+    }
+    let head_len = out.len() - start - LENGTH_BYTES;
+    let length = u32::try_from(head_len + payload_len).unwrap_or(u32::MAX);
+    if head_len > MAX_HEAD_BYTES || length == u32::MAX {
+        out.truncate(start);
+        return Err(FrameError::TooLarge { got: head_len.max(payload_len), limit: MAX_HEAD_BYTES });
+    }
+    out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+    Ok(())
+}
+
+/// The length of head and payload of the frame at the start of `buf`, or none when fewer than
+/// [`LENGTH_BYTES`] bytes are there.
+///
+/// # Errors
+/// [`FrameError::TooLarge`] over the limit: checked before anything of the frame is held.
+pub fn frame_len(buf: &[u8], limits: &FrameLimits) -> Result<Option<usize>, FrameError> {
+    let Some(length) = buf.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > limits.max_frame_bytes {
+        return Err(FrameError::TooLarge { got: length, limit: limits.max_frame_bytes });
+    }
+    Ok(Some(length))
+}
+
+/// Reads the head of a frame (without its length field) and says where the payload begins.
+///
+/// # Errors
+/// Any [`FrameError`]: the bytes come from the network.
+pub fn decode_head<'a>(frame: &'a [u8], limits: &FrameLimits) -> Result<(Head<'a>, usize), FrameError> {
+    let (head, used) = bincode::serde::borrow_decode_from_slice::<Head<'a>, _>(frame, BINCODE)
+        .map_err(|error| FrameError::Head(error.to_string()))?;
+    check(&head, frame.len() - used, limits)?;
+    Ok((head, used))
+}
+
+/// The room keys in the payload of an interest frame: added and removed.
+///
+/// # Errors
+/// [`FrameError::Payload`] when the payload is not a whole number of keys or has fewer than `added`.
+pub fn decode_keys(head: &InterestHead<'_>, payload: &[u8]) -> Result<(Vec<RoomKey>, Vec<RoomKey>), FrameError> {
+    let (chunks, rest) = payload.as_chunks::<8>();
+    let added = head.added as usize;
+    if !rest.is_empty() || chunks.len() < added {
+        return Err(FrameError::Payload("interest keys"));
+    }
+    let key = |bytes: &[u8; 8]| RoomKey(u64::from_le_bytes(*bytes));
+    Ok((chunks[..added].iter().map(key).collect(), chunks[added..].iter().map(key).collect()))
+}
+
+/// Appends room keys as the payload of an interest frame.
+pub fn encode_keys(keys: &[RoomKey], out: &mut BytesMut) {
+    out.reserve(keys.len() * 8);
+    for key in keys {
+        out.put_u64_le(key.0);
+    }
+}
+
+/// For the fuzz target and the property tests: reads any bytes as a stream of frames, as a link does.
+pub fn decode_stream(mut bytes: &[u8], limits: &FrameLimits) -> Result<usize, FrameError> {
+    let mut frames = 0;
+    while let Some(length) = frame_len(bytes, limits)? {
+        let Some(frame) = bytes.get(LENGTH_BYTES..LENGTH_BYTES + length) else { break };
+        let (head, used) = decode_head(frame, limits)?;
+        if let Head::Interest(interest) = &head {
+            decode_keys(interest, &frame[used..])?;
+        }
+        frames += 1;
+        bytes = &bytes[LENGTH_BYTES + length..];
+    }
+    Ok(frames)
+}
+
+fn check(head: &Head<'_>, payload_len: usize, limits: &FrameLimits) -> Result<(), FrameError> {
+    let limit = |field, got, limit| {
+        if got > limit { Err(FrameError::Limit { field, got, limit }) } else { Ok(()) }
+    };
+    match head {
+        Head::Broadcast(b) => {
+            limit("namespace", b.ns.len(), Namespace::MAX_LEN)?;
+            limit("rooms", b.rooms.len(), MAX_ROOMS)?;
+            limit("excepted rooms", b.except.len(), MAX_ROOMS)?;
+            for room in b.rooms.iter().chain(&b.except) {
+                limit("room name", room.len(), limits.max_room_bytes)?;
+            }
+            let attached: u64 = b.attachments.iter().map(|len| u64::from(*len)).sum();
+            if attached > payload_len as u64 {
+                return Err(FrameError::Payload("attachments are longer than the payload"));
+            }
+            Ok(())
+        }
+        Head::Interest(i) => limit("namespace", i.ns.len(), Namespace::MAX_LEN),
+        Head::Hello(h) => {
+            limit("cluster name", h.cluster.len(), 255)?;
+            limit("node id", h.node.len(), crate::ids::NodeId::MAX_LEN)?;
+            limit("advertised address", h.advertise.len(), 64)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Lets bincode write into the buffer that goes on the wire.
+struct Sink<'a>(&'a mut BytesMut);
+
+impl bincode::enc::write::Writer for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use smallvec::smallvec;
+
+    use super::*;
+
+    const LIMITS: FrameLimits = FrameLimits { max_frame_bytes: 1 << 20, max_room_bytes: 256 };
+
+    fn broadcast<'a>(rooms: SmallVec<[&'a str; 4]>) -> Head<'a> {
+        Head::Broadcast(BroadcastHead {
+            ns: "/chat",
+            kind: PayloadKind::Plain,
+            flags: 2,
+            rooms,
+            except: smallvec!["quiet"],
+            server: None,
+            socket: Some("abc"),
+            attachments: smallvec![],
+        })
+    }
+
+    fn round_trip(head: &Head<'_>, payload: &[u8]) {
+        let mut wire = BytesMut::new();
+        encode_head(head, payload.len(), &mut wire).unwrap();
+        wire.extend_from_slice(payload);
+        let length = frame_len(&wire, &LIMITS).unwrap().unwrap();
+        assert_eq!(length + LENGTH_BYTES, wire.len());
+        let (read, used) = decode_head(&wire[LENGTH_BYTES..], &LIMITS).unwrap();
+        assert_eq!(&read, head);
+        assert_eq!(&wire[LENGTH_BYTES + used..], payload);
+    }
+
+    #[test]
+    fn frames_survive_the_wire() {
+        round_trip(&broadcast(smallvec!["lobby", "other"]), b"hello");
+        round_trip(&Head::Received { seq: u64::MAX, interest: 0 }, b"");
+        round_trip(
+            &Head::Hello(Hello {
+                protocol_min: 1,
+                protocol_max: 7,
+                cluster: "c",
+                node: "n",
+                incarnation: 9,
+                nonce: 2,
+                advertise: "127.0.0.1:7946",
+                extensions: smallvec![(4, "later")],
+            }),
+            b"",
+        );
+        round_trip(&Head::Resume(Resume { epoch: 3, received: Some((1, 2)) }), b"");
+    }
+
+    #[test]
+    fn a_broadcast_head_is_small() {
+        let mut wire = BytesMut::new();
+        let head = BroadcastHead {
+            ns: "/chat",
+            kind: PayloadKind::Plain,
+            flags: 0,
+            rooms: smallvec!["lobby"],
+            except: smallvec![],
+            server: None,
+            socket: None,
+            attachments: smallvec![],
+        };
+        encode_head(&Head::Broadcast(head), 128, &mut wire).unwrap();
+        assert!(wire.len() <= 26, "{} bytes", wire.len());
+    }
+
+    #[test]
+    fn the_wire_form_of_version_1_does_not_change() {
+        let mut wire = BytesMut::new();
+        encode_head(&broadcast(smallvec!["lobby"]), 5, &mut wire).unwrap();
+        assert_eq!(
+            &wire[..],
+            b"\x20\0\0\0\x07\x05/chat\0\x02\x01\x05lobby\x01\x05quiet\0\x01\x03abc\0",
+        );
+    }
+
+    #[test]
+    fn limits_are_errors() {
+        let mut wire = BytesMut::new();
+        let long = "x".repeat(257);
+        encode_head(&broadcast(smallvec![&long]), 0, &mut wire).unwrap();
+        let error = decode_head(&wire[LENGTH_BYTES..], &LIMITS).unwrap_err();
+        assert_eq!(error, FrameError::Limit { field: "room name", got: 257, limit: 256 });
+
+        let many: SmallVec<[&str; 4]> = std::iter::repeat_n("r", MAX_ROOMS + 1).collect();
+        wire.clear();
+        encode_head(&broadcast(many), 0, &mut wire).unwrap();
+        assert!(matches!(
+            decode_head(&wire[LENGTH_BYTES..], &LIMITS),
+            Err(FrameError::Limit { field: "rooms", .. })
+        ));
+
+        let huge = ((1u32 << 20) + 1).to_le_bytes();
+        assert!(matches!(frame_len(&huge, &LIMITS), Err(FrameError::TooLarge { .. })));
+
+        let too_long = "y".repeat(MAX_HEAD_BYTES);
+        wire.clear();
+        assert!(encode_head(&broadcast(smallvec![&too_long]), 0, &mut wire).is_err());
+        assert!(wire.is_empty());
+    }
+
+    #[test]
+    fn attachments_must_fit_the_payload() {
+        let mut wire = BytesMut::new();
+        let Head::Broadcast(mut head) = broadcast(smallvec![]) else { unreachable!() };
+        head.attachments = smallvec![u32::MAX, u32::MAX];
+        encode_head(&Head::Broadcast(head), 3, &mut wire).unwrap();
+        wire.extend_from_slice(b"abc");
+        assert!(matches!(decode_head(&wire[LENGTH_BYTES..], &LIMITS), Err(FrameError::Payload(_))));
+    }
+
+    #[test]
+    fn interest_keys_survive_the_wire() {
+        let head =
+            InterestHead { version: 5, part: InterestPart::DeltaEnd, ns: "/", mode: WireMode::Exact, added: 2 };
+        let mut payload = BytesMut::new();
+        encode_keys(&[RoomKey(1), RoomKey(u64::MAX), RoomKey(3)], &mut payload);
+        let (added, removed) = decode_keys(&head, &payload).unwrap();
+        assert_eq!((added.len(), removed), (2, vec![RoomKey(3)]));
+        assert!(decode_keys(&head, &payload[..9]).is_err());
+        assert!(decode_keys(&head, &payload[..8]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
+            let _ = decode_stream(&bytes, &LIMITS);
+            let _ = decode_head(&bytes, &LIMITS);
+        }
+
+        #[test]
+        fn any_damage_to_a_frame_is_decoded_or_refused(at in 4usize..40, byte in any::<u8>()) {
+            let mut wire = BytesMut::new();
+            encode_head(&broadcast(smallvec!["lobby", "hall"]), 4, &mut wire).unwrap();
+            wire.extend_from_slice(b"abcd");
+            let at = at % wire.len();
+            wire[at] = byte;
+            let _ = decode_stream(&wire, &LIMITS);
+        }
+
+        #[test]
+        fn any_broadcast_survives(ns in "/[a-z]{0,20}", rooms in proptest::collection::vec("[a-z]{0,30}", 0..6), payload in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let head = Head::Broadcast(BroadcastHead {
+                ns: &ns,
+                kind: PayloadKind::SocketIoText,
+                flags: 6,
+                rooms: rooms.iter().map(String::as_str).collect(),
+                except: smallvec![],
+                server: Some("s"),
+                socket: None,
+                attachments: smallvec![],
+            });
+            round_trip(&head, &payload);
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The rules, without sockets, clocks, actors or hidden randomness: each type takes what happened and says what to do.
+
+pub mod frame;
+pub mod inbox;
+pub mod interest;
+pub mod link;
+pub mod members;
+pub mod outbox;
+pub mod routes;

@@ -1,0 +1,440 @@
+//! What one peer is still owed: numbered frames, kept until they are acknowledged, bounded in bytes.
+//!
+//! The number of a frame is its place in the stream of counted frames, so it costs no bytes on the wire: a link begins
+//! with the number of its first counted frame. Small frames are copied next to each other into one buffer, which makes
+//! one write of many frames; a large payload is held as a reference that all peers share.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use smallvec::{SmallVec, smallvec};
+
+use crate::core::frame::{LENGTH_BYTES, Resume};
+use crate::error::DropReason;
+use crate::ids::Seq;
+
+/// Payloads up to this size are copied into the shared buffer; larger ones are held by reference.
+/// A copy of this size costs about as much as two reference counts that several cores fight over.
+const INLINE_BYTES: usize = 2048;
+/// The size of the buffer that small frames gather in. Cost: one per peer that has frames under way.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+/// The counted frames for one run of one peer.
+///
+/// Commands: [`push`](Self::push), then [`take`](Self::take) what is not sent yet, [`ack`](Self::ack) what the peer
+/// has applied. When a link comes up: [`resume`](Self::resume) first. While there is none: [`expire`](Self::expire).
+#[derive(Debug)]
+pub struct Outbox {
+    epoch: u64,
+    limit_bytes: usize,
+    /// Sent and unsent frames, oldest first; the unsent ones begin at `unsent`.
+    chunks: VecDeque<Chunk>,
+    unsent: usize,
+    /// Small frames that are not sent yet and still gather.
+    open: BytesMut,
+    open_count: u32,
+    open_since_ms: u64,
+    /// The bytes in `chunks` and `open`.
+    bytes: usize,
+    /// The last number given out, sent and acknowledged.
+    last: Seq,
+    sent: Seq,
+    acked: Seq,
+}
+
+/// Some frames with consecutive numbers.
+#[derive(Debug)]
+struct Chunk {
+    first: Seq,
+    count: u32,
+    since_ms: u64,
+    parts: SmallVec<[Bytes; 2]>,
+}
+
+impl Chunk {
+    fn last(&self) -> Seq {
+        Seq(self.first.0 + u64::from(self.count) - 1)
+    }
+
+    fn len(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+}
+
+/// How sending goes on over a new link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resumed {
+    /// The number of the next frame that is sent.
+    pub first: Seq,
+    /// Frames that the peer never gets: they were sent to a memory it has lost, or are no longer held.
+    pub lost: u64,
+}
+
+impl Outbox {
+    /// An empty outbox. `epoch` must differ from every earlier outbox of this node for the same peer.
+    pub fn new(epoch: u64, limit_bytes: usize) -> Self {
+        Self {
+            epoch,
+            limit_bytes,
+            chunks: VecDeque::new(),
+            unsent: 0,
+            open: BytesMut::new(),
+            open_count: 0,
+            open_since_ms: 0,
+            bytes: 0,
+            last: Seq(0),
+            sent: Seq(0),
+            acked: Seq(0),
+        }
+    }
+
+    /// The epoch that was given.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The bytes held: not sent, or sent and not acknowledged.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The frames held.
+    pub fn len(&self) -> u64 {
+        self.last.0 - self.held_from().0 + 1
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Whether frames wait to be sent.
+    pub fn has_unsent(&self) -> bool {
+        self.open_count > 0 || self.unsent < self.chunks.len()
+    }
+
+    /// The last number given out.
+    pub fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// Takes a frame: its encoded head and its payload.
+    ///
+    /// # Errors
+    /// [`DropReason::QueueFull`] when the frame would go over the limit (`drop_newest`): it has no number and is gone.
+    /// An empty outbox takes any frame, so that no frame is too large for every outbox.
+    pub fn push(&mut self, head: &[u8], payload: &Bytes, now_ms: u64) -> Result<Seq, DropReason> {
+        let len = head.len() + payload.len();
+        if self.bytes + len > self.limit_bytes && self.bytes > 0 {
+            return Err(DropReason::QueueFull);
+        }
+        let large = payload.len() > INLINE_BYTES;
+        if large || self.open.capacity() - self.open.len() < len {
+            self.close_open();
+        }
+        self.last = self.last.next();
+        self.bytes += len;
+        if large {
+            let parts = smallvec![Bytes::copy_from_slice(head), payload.clone()];
+            self.chunks.push_back(Chunk { first: self.last, count: 1, since_ms: now_ms, parts });
+            return Ok(self.last);
+        }
+        if self.open_count == 0 {
+            self.open_since_ms = now_ms;
+        }
+        if self.open.capacity() - self.open.len() < len {
+            self.open = BytesMut::with_capacity(BUFFER_BYTES.max(len));
+        }
+        self.open.extend_from_slice(head);
+        self.open.extend_from_slice(payload);
+        self.open_count += 1;
+        Ok(self.last)
+    }
+
+    /// Moves unsent frames to `out`, in order, until it holds `max_bytes` or nothing is left; at least one chunk.
+    pub fn take(&mut self, max_bytes: usize, out: &mut Vec<Bytes>) -> usize {
+        self.close_open();
+        let mut taken = 0;
+        while taken < max_bytes {
+            let Some(chunk) = self.chunks.get(self.unsent) else { break };
+            out.extend(chunk.parts.iter().cloned());
+            taken += chunk.len();
+            self.sent = chunk.last();
+            self.unsent += 1;
+        }
+        taken
+    }
+
+    /// The peer has applied everything up to `seq`: lets go of it.
+    pub fn ack(&mut self, seq: Seq) {
+        let seq = seq.min(self.sent);
+        if seq <= self.acked {
+            return;
+        }
+        self.acked = seq;
+        while let Some(chunk) = self.chunks.front() {
+            if chunk.last() > seq {
+                break;
+            }
+            self.bytes -= chunk.len();
+            self.chunks.pop_front();
+            self.unsent = self.unsent.saturating_sub(1);
+        }
+    }
+
+    /// A new link is up and the peer said what it remembers: sending goes on after the last frame it has applied.
+    ///
+    /// A peer that remembers nothing of this epoch may or may not have applied what was sent and not acknowledged:
+    /// that is given up and counted as lost, because a duplicate is never sent.
+    pub fn resume(&mut self, theirs: &Resume) -> Resumed {
+        self.close_open();
+        let wanted = match theirs.received {
+            Some((epoch, seq)) if epoch == self.epoch && Seq(seq) <= self.sent => Seq(seq).max(self.acked),
+            _ => self.sent,
+        };
+        let remembered = theirs.received.is_some_and(|(epoch, _)| epoch == self.epoch);
+        let mut lost = if remembered { 0 } else { self.sent.0 - self.acked.0 };
+        self.ack(wanted);
+        self.trim_front(wanted);
+        self.acked = self.acked.max(wanted);
+        self.unsent = 0;
+        self.sent = wanted;
+        let first = self.held_from();
+        lost += first.0.saturating_sub(wanted.0 + 1);
+        self.sent = Seq(first.0 - 1);
+        Resumed { first, lost }
+    }
+
+    /// Gives up frames that were pushed before `before_ms`; returns how many. For a peer without a link.
+    /// They count as lost at the next [`resume`](Self::resume) or [`clear`](Self::clear), if the peer lacks them.
+    pub fn expire(&mut self, before_ms: u64) -> u64 {
+        let mut lost = 0;
+        if self.open_count > 0 && self.open_since_ms < before_ms {
+            self.close_open();
+        }
+        while let Some(chunk) = self.chunks.front() {
+            if chunk.since_ms >= before_ms {
+                break;
+            }
+            lost += u64::from(chunk.count);
+            self.bytes -= chunk.len();
+            self.unsent = self.unsent.saturating_sub(1);
+            self.chunks.pop_front();
+        }
+        lost
+    }
+
+    /// Gives up everything, because the peer is gone; returns how many frames were not acknowledged.
+    pub fn clear(&mut self) -> u64 {
+        let lost = self.last.0 - self.acked.0;
+        self.chunks.clear();
+        self.open = BytesMut::new();
+        (self.open_count, self.unsent, self.bytes) = (0, 0, 0);
+        self.acked = self.last;
+        self.sent = self.last;
+        lost
+    }
+
+    /// The number of the oldest frame held, or of the next one when none is.
+    fn held_from(&self) -> Seq {
+        self.chunks.front().map_or(Seq(self.last.0 - u64::from(self.open_count) + 1), |chunk| chunk.first)
+    }
+
+    fn close_open(&mut self) {
+        if self.open_count == 0 {
+            return;
+        }
+        let first = Seq(self.last.0 - u64::from(self.open_count) + 1);
+        let parts = smallvec![self.open.split().freeze()];
+        self.chunks.push_back(Chunk { first, count: self.open_count, since_ms: self.open_since_ms, parts });
+        self.open_count = 0;
+    }
+
+    /// Cuts frames up to `applied` off the first chunk.
+    fn trim_front(&mut self, applied: Seq) {
+        let Some(chunk) = self.chunks.front_mut() else { return };
+        if chunk.first > applied {
+            return;
+        }
+        let mut cut = 0;
+        let bytes = &chunk.parts[0];
+        for _ in chunk.first.0..=applied.0 {
+            let Some(length) = bytes[cut..].first_chunk::<LENGTH_BYTES>() else { break };
+            cut += LENGTH_BYTES + u32::from_le_bytes(*length) as usize;
+        }
+        chunk.count -= u32::try_from(applied.0 + 1 - chunk.first.0).unwrap_or(chunk.count);
+        chunk.first = applied.next();
+        chunk.parts[0] = bytes.slice(cut..);
+        self.bytes -= cut;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::inbox::{Inbox, Verdict};
+
+    fn frame(number: u64, len: usize) -> (Vec<u8>, Bytes) {
+        let payload = Bytes::from(vec![7u8; len]);
+        let mut head = u32::try_from(8 + len).unwrap().to_le_bytes().to_vec();
+        head.extend_from_slice(&number.to_le_bytes());
+        (head, payload)
+    }
+
+    fn push(outbox: &mut Outbox, number: u64, len: usize) -> Result<Seq, DropReason> {
+        let (head, payload) = frame(number, len);
+        outbox.push(&head, &payload, 0)
+    }
+
+    /// The numbers written in the frames of what was taken.
+    fn numbers(parts: &[Bytes]) -> Vec<u64> {
+        let all = parts.concat();
+        let mut rest = &all[..];
+        let mut found = Vec::new();
+        while let Some(length) = rest.first_chunk::<4>() {
+            let length = u32::from_le_bytes(*length) as usize;
+            found.push(u64::from_le_bytes(rest[4..12].try_into().unwrap()));
+            rest = &rest[4 + length..];
+        }
+        found
+    }
+
+    fn take(outbox: &mut Outbox) -> Vec<u64> {
+        let mut out = Vec::new();
+        outbox.take(usize::MAX, &mut out);
+        numbers(&out)
+    }
+
+    #[test]
+    fn frames_leave_in_order_and_stay_until_acknowledged() {
+        let mut outbox = Outbox::new(1, 1 << 20);
+        for (number, len) in [(1, 10), (2, 5000), (3, 10), (4, 10)] {
+            assert_eq!(push(&mut outbox, number, len), Ok(Seq(number)));
+        }
+        assert_eq!(take(&mut outbox), [1, 2, 3, 4]);
+        assert!(!outbox.has_unsent());
+        assert_eq!(outbox.len(), 4);
+        outbox.ack(Seq(3));
+        assert_eq!(outbox.len(), 2, "the chunk of 3 and 4 is held until 4 is acknowledged");
+        outbox.ack(Seq(4));
+        assert_eq!((outbox.len(), outbox.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn the_newest_frame_is_dropped_at_the_limit() {
+        let mut outbox = Outbox::new(1, 100);
+        assert_eq!(push(&mut outbox, 1, 200), Ok(Seq(1)), "an empty outbox takes any frame");
+        assert_eq!(push(&mut outbox, 2, 1), Err(DropReason::QueueFull));
+        take(&mut outbox);
+        outbox.ack(Seq(1));
+        assert_eq!(push(&mut outbox, 2, 1), Ok(Seq(2)));
+    }
+
+    #[test]
+    fn a_resume_in_the_middle_of_a_chunk_sends_the_rest() {
+        let mut outbox = Outbox::new(9, 1 << 20);
+        for number in 1..=5 {
+            push(&mut outbox, number, 10).unwrap();
+        }
+        assert_eq!(take(&mut outbox), [1, 2, 3, 4, 5]);
+        let resumed = outbox.resume(&Resume { epoch: 0, received: Some((9, 2)) });
+        assert_eq!(resumed, Resumed { first: Seq(3), lost: 0 });
+        push(&mut outbox, 6, 10).unwrap();
+        assert_eq!(take(&mut outbox), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn what_a_forgetful_peer_may_have_had_is_lost_not_repeated() {
+        let mut outbox = Outbox::new(9, 1 << 20);
+        for number in 1..=3 {
+            push(&mut outbox, number, 10).unwrap();
+        }
+        take(&mut outbox);
+        push(&mut outbox, 4, 10).unwrap();
+        let resumed = outbox.resume(&Resume { epoch: 0, received: Some((8, 1)) });
+        assert_eq!(resumed, Resumed { first: Seq(4), lost: 3 });
+        assert_eq!(take(&mut outbox), [4]);
+    }
+
+    #[test]
+    fn old_frames_expire_and_are_a_gap() {
+        let mut outbox = Outbox::new(9, 1 << 20);
+        let (head, payload) = frame(1, 10);
+        outbox.push(&head, &payload, 100).unwrap();
+        take(&mut outbox);
+        let (head, payload) = frame(2, 10);
+        outbox.push(&head, &payload, 5000).unwrap();
+        assert_eq!(outbox.expire(2000), 1);
+        let resumed = outbox.resume(&Resume { epoch: 0, received: Some((9, 0)) });
+        assert_eq!(resumed, Resumed { first: Seq(2), lost: 1 });
+        assert_eq!(take(&mut outbox), [2]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Push(usize),
+        Deliver(usize),
+        Ack,
+        Break,
+        Forget,
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let op = prop_oneof![
+            4 => prop_oneof![1usize..40, 2000usize..3000].prop_map(Op::Push),
+            3 => (0usize..20).prop_map(Op::Deliver),
+            2 => Just(Op::Ack),
+            1 => Just(Op::Break),
+            1 => Just(Op::Forget),
+        ];
+        proptest::collection::vec(op, 1..200)
+    }
+
+    proptest! {
+        /// A link that breaks anywhere, any number of times: every frame arrives once, in order, or is counted as lost
+        /// by both sides.
+        #[test]
+        fn broken_links_neither_lose_nor_repeat(ops in ops()) {
+            let mut outbox = Outbox::new(7, usize::MAX);
+            let mut inbox = Inbox::new();
+            inbox.start(7, Seq(1));
+            let (mut pushed, mut arrived, mut lost, mut gap) = (0u64, Vec::new(), 0u64, 0u64);
+            let mut wire: VecDeque<u64> = VecDeque::new();
+            for op in ops.into_iter().chain([Op::Break, Op::Deliver(usize::MAX)]) {
+                match op {
+                    Op::Push(len) => {
+                        pushed += 1;
+                        prop_assert_eq!(push(&mut outbox, pushed, len), Ok(Seq(pushed)));
+                    }
+                    Op::Deliver(count) => {
+                        wire.extend(take(&mut outbox));
+                        for number in wire.drain(..count.min(wire.len())) {
+                            match inbox.accept() {
+                                Verdict::Deliver => arrived.push(number),
+                                Verdict::Duplicate => {}
+                            }
+                        }
+                    }
+                    Op::Ack => outbox.ack(inbox.received()),
+                    Op::Break | Op::Forget => {
+                        wire.clear();
+                        if matches!(op, Op::Forget) {
+                            inbox = Inbox::new();
+                        }
+                        let resumed = outbox.resume(&inbox.resume(1));
+                        lost += resumed.lost;
+                        gap += inbox.start(7, resumed.first).gap;
+                    }
+                }
+                prop_assert!(outbox.len() <= pushed);
+            }
+            prop_assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "order or duplicate: {:?}", arrived);
+            prop_assert!(arrived.len() as u64 + lost >= pushed, "silent loss");
+            prop_assert!(gap <= lost);
+            outbox.ack(Seq(pushed));
+            prop_assert_eq!(outbox.bytes(), 0);
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The way of an emit through this node: fronts hand messages in, links take them out, and the other way round.
+//!
+//! Shared by fronts, links and actors. Nothing here waits: an emit is one look into a published snapshot and one
+//! bounded enqueue per interested peer.
+
+pub(crate) mod feed;
+pub(crate) mod peer;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::core::frame::{BroadcastHead, FrameLimits, Head, LENGTH_BYTES, encode_head};
+use crate::core::interest::RoomMode;
+use crate::core::routes::{PeerMask, Routes, RoutesConfig};
+use crate::error::{DropReason, IdError, LinkError};
+use crate::event::Event;
+use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
+use feed::InterestFeed;
+use peer::PeerQueue;
+
+/// The pseudo namespace whose rooms are the ids of Socket.IO servers: a message for one server is routed like a
+/// message for one room. Socket.IO paths begin with `/`, so it cannot clash.
+pub(crate) const SERVERS: &str = "!server";
+
+/// A front: delivers what came from other nodes to the members of this one.
+pub(crate) trait Inbound: Send + Sync + 'static {
+    /// Delivers to the members here. Runs on the task that reads the link: must not wait.
+    fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes);
+}
+
+/// What became of a broadcast, as far as this node can tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// Other nodes that the message is for: those with members of the rooms, and those whose rooms are not known.
+    pub targeted: usize,
+    /// Of these, how many have it in their queue (or on the wire, for a volatile message).
+    pub queued: usize,
+    /// Of these, which do not, and why.
+    pub dropped: Vec<(NodeId, DropReason)>,
+}
+
+/// Counts of this node, since its start.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Broadcasts handed in by fronts for other nodes (also those that no other node was interested in).
+    pub(crate) emits: AtomicU64,
+    /// Frames that were not queued, any reason.
+    pub(crate) drops: AtomicU64,
+    /// Messages from other nodes that were handed to a front here.
+    pub(crate) delivered: AtomicU64,
+    /// Messages from other nodes for a namespace that is not here.
+    pub(crate) no_namespace: AtomicU64,
+    /// Links refused or ended for a protocol violation.
+    pub(crate) violations: AtomicU64,
+    /// Incoming connections that were refused: too many under way, or for a reason.
+    pub(crate) refused_busy: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    /// Dials that did not end in a link.
+    pub(crate) dials_failed: AtomicU64,
+    /// Gossip messages that were dropped because too many were under way.
+    pub(crate) gossip_drops: AtomicU64,
+}
+
+pub(crate) struct Hub {
+    /// This node.
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) config: Config,
+    pub(crate) limits: FrameLimits,
+    /// Everyone's rooms. Read by every emit, written by the registry.
+    pub(crate) routes: Routes,
+    /// The peers by slot.
+    peers: ArcSwap<Vec<Option<Arc<PeerQueue>>>>,
+    /// The fronts by namespace path.
+    fronts: ArcSwap<HashMap<Arc<str>, SmallVec<[Front; 1]>>>,
+    /// Guards changes of `peers` and `fronts`.
+    changes: Mutex<u64>,
+    /// Joins and leaves that the registry has not taken yet.
+    pending: Mutex<Pending>,
+    /// Wakes the registry when `pending` is no longer empty.
+    pub(crate) pending_wake: Notify,
+    /// This node's interest, encoded for links.
+    pub(crate) feed: InterestFeed,
+    pub(crate) counters: Counters,
+    pub(crate) events: broadcast::Sender<Event>,
+    /// The reasons that were logged, by address.
+    refusals: Mutex<HashMap<SocketAddr, LinkError>>,
+    started: Instant,
+}
+
+/// The most addresses whose refusal is remembered, so as not to log it again.
+const MAX_REFUSALS: usize = 1024;
+
+#[derive(Clone)]
+struct Front {
+    id: u64,
+    inbound: Weak<dyn Inbound>,
+}
+
+/// What happened to this node's interest since the registry last looked: bounded by the number of distinct rooms,
+/// because a join and a leave of the same room cancel out.
+#[derive(Default)]
+pub(crate) struct Pending {
+    pub(crate) namespaces: Vec<(Namespace, NamespaceOp)>,
+    pub(crate) rooms: HashMap<Namespace, HashMap<RoomKey, i64>>,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.namespaces.is_empty() && self.rooms.is_empty()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum NamespaceOp {
+    Attach(RoomMode),
+    Detach(RoomMode),
+    Flood,
+}
+
+thread_local! {
+    /// Where heads are encoded, so that an emit allocates nothing.
+    static SCRATCH: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(1024));
+}
+
+impl Hub {
+    pub(crate) fn new(id: NodeId, incarnation: Incarnation, config: Config) -> Arc<Self> {
+        let limits = FrameLimits {
+            max_frame_bytes: config.link.max_frame_bytes,
+            max_room_bytes: config.link.max_room_bytes,
+        };
+        let routes = Routes::new(RoutesConfig {
+            max_rooms_per_peer: config.link.max_rooms_per_peer,
+            ..RoutesConfig::default()
+        });
+        Arc::new(Self {
+            id,
+            incarnation,
+            limits,
+            routes,
+            peers: ArcSwap::default(),
+            fronts: ArcSwap::default(),
+            changes: Mutex::new(0),
+            pending: Mutex::default(),
+            pending_wake: Notify::new(),
+            feed: InterestFeed::new(config.link.interest_log_bytes),
+            counters: Counters::default(),
+            events: broadcast::channel(config.event_buffer.0).0,
+            refusals: Mutex::default(),
+            started: Instant::now(),
+            config,
+        })
+    }
+
+    /// Milliseconds since the node started: the clock that `core` is given.
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Tells whoever listens. Nobody listening is normal.
+    pub(crate) fn event(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    /// Logs why an incoming connection was refused: each reason of an address once, not at every attempt.
+    pub(crate) fn log_refusal(&self, remote: SocketAddr, error: &LinkError) {
+        let mut refusals = lock(&self.refusals);
+        if refusals.get(&remote) == Some(error) {
+            return;
+        }
+        if refusals.len() >= MAX_REFUSALS {
+            refusals.clear();
+        }
+        refusals.insert(remote, error.clone());
+        tracing::warn!(node = %self.id, %remote, %error, "incoming connection refused");
+    }
+
+    /// Checks a room name that a user gave.
+    pub(crate) fn check_room(&self, room: &str) -> Result<(), IdError> {
+        let limit = self.limits.max_room_bytes;
+        if room.len() > limit { Err(IdError::Room { len: room.len(), limit }) } else { Ok(()) }
+    }
+
+    /// Sends a message to every other node that is interested in one of `rooms` of `ns` (in anyone, when there are
+    /// none). Never waits; the head is encoded once.
+    pub(crate) fn send(
+        &self,
+        ns: &Namespace,
+        rooms: &[RoomKey],
+        head: &BroadcastHead<'_>,
+        payload: &Bytes,
+        volatile: bool,
+    ) -> Receipt {
+        self.counters.emits.fetch_add(1, Ordering::Relaxed);
+        let mut mask = PeerMask::default();
+        self.routes.lookup(ns, rooms, &mut mask);
+        if mask.is_empty() {
+            return Receipt::default();
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.clear();
+            let encoded = encode_head(&Head::Broadcast(head.clone()), payload.len(), scratch);
+            let frame_bytes = scratch.len() + payload.len() - LENGTH_BYTES.min(scratch.len());
+            let fits = encoded.is_ok() && frame_bytes <= self.limits.max_frame_bytes;
+            let peers = self.peers.load();
+            let mut receipt = Receipt::default();
+            for slot in mask.iter() {
+                let Some(Some(peer)) = peers.get(usize::from(slot.0)) else { continue };
+                receipt.targeted += 1;
+                let outcome = match (fits, volatile) {
+                    (false, _) => Err(DropReason::TooLarge),
+                    (true, true) => peer.send_volatile(scratch, payload),
+                    (true, false) => peer.push(scratch, payload, self.now_ms()),
+                };
+                match outcome {
+                    Ok(()) => receipt.queued += 1,
+                    Err(reason) => {
+                        self.counters.drops.fetch_add(1, Ordering::Relaxed);
+                        peer.count_drop(reason);
+                        receipt.dropped.push((peer.id.clone(), reason));
+                    }
+                }
+            }
+            receipt
+        })
+    }
+
+    /// Waits until the queue of every peer that is interested in `rooms` of `ns` has room for `bytes` more.
+    pub(crate) async fn writable(&self, ns: &Namespace, rooms: &[RoomKey], bytes: usize) {
+        let mut mask = PeerMask::default();
+        self.routes.lookup(ns, rooms, &mut mask);
+        for slot in mask.iter() {
+            let peer = self.peers.load().get(usize::from(slot.0)).cloned().flatten();
+            if let Some(peer) = peer {
+                peer.writable(bytes).await;
+            }
+        }
+    }
+
+    /// Hands a message from another node to the fronts of its namespace here.
+    pub(crate) fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes) {
+        let fronts = self.fronts.load();
+        let Some(fronts) = fronts.get(head.ns) else {
+            self.counters.no_namespace.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        self.counters.delivered.fetch_add(1, Ordering::Relaxed);
+        for front in fronts {
+            if let Some(inbound) = front.inbound.upgrade() {
+                inbound.deliver(head, payload);
+            }
+        }
+    }
+
+    /// Adds a front for a namespace: other nodes now learn that `ns` is here.
+    pub(crate) fn attach(self: &Arc<Self>, ns: &Namespace, mode: RoomMode, inbound: Weak<dyn Inbound>) -> Attachment {
+        let id = {
+            let mut next_id = lock(&self.changes);
+            *next_id += 1;
+            let id = *next_id;
+            self.fronts.rcu(|fronts| {
+                let mut fronts = HashMap::clone(fronts);
+                let front = Front { id, inbound: inbound.clone() };
+                fronts.entry(Arc::clone(ns.shared_path())).or_default().push(front);
+                fronts
+            });
+            id
+        };
+        self.note(|pending| pending.namespaces.push((ns.clone(), NamespaceOp::Attach(mode))));
+        Attachment { hub: Arc::clone(self), ns: ns.clone(), mode: Mutex::new(mode), id }
+    }
+
+    /// Takes what the registry has not seen yet.
+    pub(crate) fn take_pending(&self) -> Pending {
+        std::mem::take(&mut *lock(&self.pending))
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Pending)) {
+        let was_empty = {
+            let mut pending = lock(&self.pending);
+            let was_empty = pending.is_empty();
+            change(&mut pending);
+            was_empty
+        };
+        if was_empty {
+            self.pending_wake.notify_one();
+        }
+    }
+
+    fn adjust(&self, ns: &Namespace, room: RoomKey, by: i64) {
+        self.note(|pending| {
+            // The entry stays when it cancels out: an empty change is cheaper than a map that flips.
+            *pending.rooms.entry_ref(ns).or_default().entry(room).or_default() += by;
+        });
+    }
+
+    /// Adds a peer in a free slot: from now on it gets every broadcast, until its interest is known.
+    pub(crate) fn add_peer(&self, make: impl FnOnce(PeerSlot) -> Arc<PeerQueue>) -> Arc<PeerQueue> {
+        let _changes = lock(&self.changes);
+        let mut peers = Vec::clone(&self.peers.load());
+        let index = peers.iter().position(Option::is_none).unwrap_or(peers.len());
+        let slot = PeerSlot(u16::try_from(index).unwrap_or(u16::MAX));
+        let peer = make(slot);
+        if index == peers.len() {
+            peers.push(Some(Arc::clone(&peer)));
+        } else {
+            peers[index] = Some(Arc::clone(&peer));
+        }
+        // First the queue, then the route: a lookup that finds the slot finds the queue.
+        self.peers.store(Arc::new(peers));
+        self.routes.add_peer(slot);
+        peer
+    }
+
+    /// Removes a peer; returns how many frames it was still owed.
+    pub(crate) fn remove_peer(&self, peer: &PeerQueue) -> u64 {
+        let _changes = lock(&self.changes);
+        self.routes.remove_peer(peer.slot);
+        let mut peers = Vec::clone(&self.peers.load());
+        if let Some(place) = peers.get_mut(usize::from(peer.slot.0)) {
+            *place = None;
+        }
+        self.peers.store(Arc::new(peers));
+        peer.close()
+    }
+
+    /// The peers, in the order of their slots.
+    pub(crate) fn peers(&self) -> Vec<Arc<PeerQueue>> {
+        self.peers.load().iter().flatten().cloned().collect()
+    }
+
+    /// The number of peers that could get frames.
+    pub(crate) fn peer_count(&self) -> usize {
+        self.peers.load().iter().flatten().count()
+    }
+}
+
+/// A front's place in its namespace. Dropping it takes the namespace back.
+pub(crate) struct Attachment {
+    hub: Arc<Hub>,
+    ns: Namespace,
+    mode: Mutex<RoomMode>,
+    id: u64,
+}
+
+impl Attachment {
+    /// The node's hub.
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// The namespace.
+    pub(crate) fn ns(&self) -> &Namespace {
+        &self.ns
+    }
+
+    /// A room got its first member here (`by` 1) or lost its last (`by` -1).
+    pub(crate) fn adjust(&self, room: RoomKey, by: i64) {
+        self.hub.adjust(&self.ns, room, by);
+    }
+
+    /// Gives up exact rooms: from now on every broadcast of the namespace comes here. Returns whether that is new.
+    pub(crate) fn flood(&self) -> bool {
+        let mut mode = lock(&self.mode);
+        if *mode == RoomMode::Flood {
+            return false;
+        }
+        *mode = RoomMode::Flood;
+        self.hub.note(|pending| pending.namespaces.push((self.ns.clone(), NamespaceOp::Flood)));
+        true
+    }
+
+    /// Whether rooms are exact.
+    pub(crate) fn mode(&self) -> RoomMode {
+        *lock(&self.mode)
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let mode = self.mode();
+        let _changes = lock(&self.hub.changes);
+        self.hub.fronts.rcu(|fronts| {
+            let mut fronts = HashMap::clone(fronts);
+            if let Some(list) = fronts.get_mut(self.ns.path()) {
+                list.retain(|front| front.id != self.id);
+                if list.is_empty() {
+                    fronts.remove(self.ns.path());
+                }
+            }
+            fronts
+        });
+        self.hub.note(|pending| pending.namespaces.push((self.ns.clone(), NamespaceOp::Detach(mode))));
+    }
+}
+
+/// Locks. A panic while a lock of ours is held leaves plain data behind, so the lock stays usable.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

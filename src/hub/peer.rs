@@ -1,0 +1,310 @@
+//! The queue of one peer: what fronts put in and its link takes out. One bound, one writer; a slow peer delays nobody
+//! else.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use crate::core::frame::Resume;
+use crate::core::inbox::Inbox;
+use crate::core::link::LinkState;
+use crate::core::outbox::{Outbox, Resumed};
+use crate::error::DropReason;
+use crate::hub::lock;
+use crate::ids::{Incarnation, NodeId, PeerSlot, Seq};
+use crate::quic::handshake::CloseCode;
+
+/// The connection under a link: sends what may be dropped, without a queue of ours.
+pub(crate) trait LinkPath: Send + Sync + 'static {
+    /// Sends the frame now or drops it.
+    fn send(&self, frame: Bytes) -> Result<(), DropReason>;
+    /// Sends a gossip message now or drops it.
+    fn gossip(&self, message: Bytes) -> Result<(), DropReason>;
+    /// Closes the connection; the link's tasks end.
+    fn close(&self, code: CloseCode, reason: &str);
+    /// The smoothed round trip of the link.
+    fn round_trip(&self) -> Duration;
+    /// The address that the link goes to.
+    fn remote(&self) -> SocketAddr;
+}
+
+/// What this node holds for one run of one peer, over all its links.
+pub(crate) struct PeerQueue {
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) slot: PeerSlot,
+    /// Where this run wants to be dialled.
+    pub(crate) advertise: SocketAddr,
+    outbox: Mutex<Outbox>,
+    limit_bytes: usize,
+    /// The inbox, while no link reads.
+    inbox: Mutex<Option<Inbox>>,
+    /// Wakes the writer: frames, interest or an acknowledgement are due.
+    pub(crate) wake: Notify,
+    /// Wakes those who wait for room.
+    space: Notify,
+    /// The link, while there is one.
+    path: ArcSwapOption<Box<dyn LinkPath>>,
+    state: AtomicU8,
+    /// When the link came up, in milliseconds of the node's clock.
+    pub(crate) link_since_ms: AtomicU64,
+    closed: AtomicBool,
+    /// The last counted frame from the peer that was applied here.
+    pub(crate) applied: AtomicU64,
+    /// The version of the peer's interest that is applied here.
+    pub(crate) interest_held: AtomicU64,
+    /// The version of this node's interest that the peer has applied.
+    pub(crate) interest_acked: AtomicU64,
+    pub(crate) counters: PeerCounters,
+}
+
+/// Counts of one run of one peer.
+#[derive(Debug, Default)]
+pub(crate) struct PeerCounters {
+    /// Broadcast frames queued for the peer.
+    pub(crate) frames_sent: AtomicU64,
+    /// Broadcast frames that came from the peer and were new.
+    pub(crate) frames_received: AtomicU64,
+    /// Bytes written to and read from the data stream, all frames.
+    pub(crate) bytes_sent: AtomicU64,
+    pub(crate) bytes_received: AtomicU64,
+    /// Bytes of interest among the bytes sent.
+    pub(crate) interest_bytes_sent: AtomicU64,
+    pub(crate) volatile_sent: AtomicU64,
+    pub(crate) volatile_received: AtomicU64,
+    pub(crate) duplicates: AtomicU64,
+    /// Frames that were lost on the way to the peer, and from it.
+    pub(crate) gap_sent: AtomicU64,
+    pub(crate) gap_received: AtomicU64,
+    pub(crate) dropped_full: AtomicU64,
+    pub(crate) dropped_too_large: AtomicU64,
+    pub(crate) dropped_volatile: AtomicU64,
+    pub(crate) dropped_gone: AtomicU64,
+    pub(crate) links: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+impl PeerQueue {
+    pub(crate) fn new(
+        id: NodeId,
+        incarnation: Incarnation,
+        slot: PeerSlot,
+        advertise: SocketAddr,
+        epoch: u64,
+        limit_bytes: usize,
+    ) -> Self {
+        Self {
+            id,
+            incarnation,
+            slot,
+            advertise,
+            outbox: Mutex::new(Outbox::new(epoch, limit_bytes)),
+            limit_bytes,
+            inbox: Mutex::new(Some(Inbox::new())),
+            wake: Notify::new(),
+            space: Notify::new(),
+            path: ArcSwapOption::empty(),
+            state: AtomicU8::new(0),
+            link_since_ms: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            applied: AtomicU64::new(0),
+            interest_held: AtomicU64::new(0),
+            interest_acked: AtomicU64::new(0),
+            counters: PeerCounters::default(),
+        }
+    }
+
+    /// Queues a frame; its bytes are copied or shared, never changed.
+    pub(crate) fn push(&self, head: &[u8], payload: &Bytes, now_ms: u64) -> Result<(), DropReason> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(DropReason::PeerGone);
+        }
+        let had_unsent = {
+            let mut outbox = lock(&self.outbox);
+            let had_unsent = outbox.has_unsent();
+            outbox.push(head, payload, now_ms)?;
+            had_unsent
+        };
+        count(&self.counters.frames_sent, 1);
+        if !had_unsent {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Sends a frame now, or not at all.
+    pub(crate) fn send_volatile(&self, head: &[u8], payload: &Bytes) -> Result<(), DropReason> {
+        let path = self.path.load();
+        let Some(path) = &*path else { return Err(DropReason::NotWritable) };
+        let mut frame = BytesMut::with_capacity(head.len() + payload.len());
+        frame.extend_from_slice(head);
+        frame.extend_from_slice(payload);
+        path.send(frame.freeze())?;
+        count(&self.counters.volatile_sent, 1);
+        Ok(())
+    }
+
+    /// Counts a frame that was not queued.
+    pub(crate) fn count_drop(&self, reason: DropReason) {
+        let counters = &self.counters;
+        let counter = match reason {
+            DropReason::QueueFull | DropReason::Expired => &counters.dropped_full,
+            DropReason::TooLarge => &counters.dropped_too_large,
+            DropReason::NotWritable => &counters.dropped_volatile,
+            DropReason::PeerGone => &counters.dropped_gone,
+        };
+        count(counter, 1);
+    }
+
+    /// Waits until `bytes` more fit, or the peer is gone.
+    pub(crate) async fn writable(&self, bytes: usize) {
+        loop {
+            let mut notified = std::pin::pin!(self.space.notified());
+            notified.as_mut().enable();
+            let held = lock(&self.outbox).bytes();
+            if held == 0 || held + bytes <= self.limit_bytes || self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits until the peer has acknowledged everything, or is gone.
+    pub(crate) async fn flushed(&self) {
+        loop {
+            let mut notified = std::pin::pin!(self.space.notified());
+            notified.as_mut().enable();
+            if self.is_flushed() || self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Moves unsent frames to `out`, about `max_bytes`.
+    pub(crate) fn take(&self, max_bytes: usize, out: &mut Vec<Bytes>) -> usize {
+        lock(&self.outbox).take(max_bytes, out)
+    }
+
+    /// The peer has applied frames up to `seq`.
+    pub(crate) fn ack(&self, seq: Seq) {
+        let freed = {
+            let mut outbox = lock(&self.outbox);
+            let before = outbox.bytes();
+            outbox.ack(seq);
+            before != outbox.bytes()
+        };
+        if freed {
+            self.space.notify_waiters();
+        }
+    }
+
+    /// A link is up: where sending goes on.
+    pub(crate) fn resume(&self, theirs: &Resume) -> Resumed {
+        let resumed = lock(&self.outbox).resume(theirs);
+        self.space.notify_waiters();
+        count(&self.counters.gap_sent, resumed.lost);
+        resumed
+    }
+
+    /// Gives up frames older than `before_ms`.
+    pub(crate) fn expire(&self, before_ms: u64) -> u64 {
+        let expired = lock(&self.outbox).expire(before_ms);
+        if expired > 0 {
+            self.space.notify_waiters();
+        }
+        expired
+    }
+
+    /// Gives up everything, for good. Returns how many frames the peer was still owed.
+    pub(crate) fn close(&self) -> u64 {
+        self.closed.store(true, Ordering::Release);
+        let lost = lock(&self.outbox).clear();
+        count(&self.counters.gap_sent, lost);
+        self.space.notify_waiters();
+        lost
+    }
+
+    /// Frames and bytes that are queued or not acknowledged.
+    pub(crate) fn depth(&self) -> (u64, usize) {
+        let outbox = lock(&self.outbox);
+        (outbox.len(), outbox.bytes())
+    }
+
+    /// Whether the peer has acknowledged everything.
+    pub(crate) fn is_flushed(&self) -> bool {
+        lock(&self.outbox).is_empty()
+    }
+
+    /// What to tell the peer on a new link.
+    pub(crate) fn own_resume(&self) -> Resume {
+        let epoch = lock(&self.outbox).epoch();
+        lock(&self.inbox).as_ref().map_or(Resume { epoch, received: None }, |inbox| inbox.resume(epoch))
+    }
+
+    /// Lends the inbox to the reader of a link. One link reads at a time.
+    pub(crate) fn lend_inbox(self: &Arc<Self>) -> Option<LentInbox> {
+        let inbox = lock(&self.inbox).take()?;
+        Some(LentInbox { inbox, peer: Arc::clone(self) })
+    }
+
+    /// The link, for volatile frames and round trips.
+    pub(crate) fn set_path(&self, path: Option<Box<dyn LinkPath>>) {
+        self.path.store(path.map(Arc::new));
+    }
+
+    /// Sends a gossip message over the link, if there is one.
+    pub(crate) fn gossip(&self, message: Bytes) -> Result<(), DropReason> {
+        self.path.load().as_ref().map_or(Err(DropReason::NotWritable), |path| path.gossip(message))
+    }
+
+    /// Closes the link, if there is one.
+    pub(crate) fn close_link(&self, code: CloseCode, reason: &str) {
+        if let Some(path) = &*self.path.load() {
+            path.close(code, reason);
+        }
+    }
+
+    /// The round trip and the address of the link, while there is one.
+    pub(crate) fn link(&self) -> Option<(Duration, SocketAddr)> {
+        self.path.load().as_ref().map(|path| (path.round_trip(), path.remote()))
+    }
+
+    pub(crate) fn state(&self) -> LinkState {
+        match self.state.load(Ordering::Acquire) {
+            0 => LinkState::Down,
+            1 => LinkState::Syncing,
+            _ => LinkState::Up,
+        }
+    }
+
+    pub(crate) fn set_state(&self, state: LinkState) {
+        let state = match state {
+            LinkState::Down => 0,
+            LinkState::Syncing => 1,
+            LinkState::Up => 2,
+        };
+        self.state.store(state, Ordering::Release);
+    }
+}
+
+/// The inbox, in the hands of the task that reads the link. Goes back when that task ends, however it ends.
+pub(crate) struct LentInbox {
+    pub(crate) inbox: Inbox,
+    peer: Arc<PeerQueue>,
+}
+
+impl Drop for LentInbox {
+    fn drop(&mut self) {
+        *lock(&self.peer.inbox) = Some(std::mem::take(&mut self.inbox));
+    }
+}

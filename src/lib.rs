@@ -1,0 +1,56 @@
+//! roomcast joins Socket.IO servers into one cluster without a broker.
+//!
+//! Every server is a node. Nodes find each other by gossip, keep one QUIC connection per pair, tell each other which
+//! rooms they have members in, and send each broadcast straight to the nodes that need it.
+//!
+//! # Layout
+//!
+//! * [`node`]: builder, start, ready, drain, stop.
+//! * [`config`], [`error`], [`event`], [`ids`]: what users set, see and name.
+//! * [`core`]: the rules, pure: interest, routes, outbox, inbox, frames, members.
+//! * `hub`: the data path that fronts and links share.
+//! * `actors`: the owners of state that changes: registry, peers, membership.
+//! * [`quic`]: endpoint, certificates, handshake, the tasks of a link.
+//! * [`gossip`]: chitchat over the links, and discovery.
+//! * [`plain`]: the front for servers without Socket.IO.
+//! * `socketioxide`: the front for socketioxide.
+//! * `status`: the status endpoint.
+//!
+//! # Life of an emit
+//!
+//! 1. A front ([`plain`] or `socketioxide/adapter.rs`) serves the members of this node first.
+//! 2. `hub/mod.rs` (`Hub::send`) asks [`core::routes`] which peers are interested: one look into a published snapshot.
+//! 3. The head is encoded once ([`core::frame`]), and the frame goes into the bounded queue of each interested peer
+//!    (`hub/peer.rs`), where [`core::outbox`] numbers it.
+//! 4. The writer of the link (`quic/connection.rs`) takes what has gathered and writes it to the QUIC stream.
+//! 5. On the other node the reader of the link cuts frames, [`core::inbox`] says whether a frame is new, and
+//!    `Hub::deliver` hands it to the front of the namespace, which serves its members
+//!    (`socketioxide/inbound.rs`, `plain/mod.rs`).
+//!
+//! Joins take another way: a front notes them in the hub, the registry (`actors/registry.rs`) gathers them into a
+//! delta of [`core::interest`], and every link sends it; the registry of the other node puts it into its
+//! [`core::routes`].
+
+pub(crate) mod actors;
+pub mod config;
+pub mod core;
+pub mod error;
+pub mod event;
+pub mod gossip;
+pub(crate) mod hub;
+pub mod ids;
+pub mod node;
+pub mod plain;
+pub mod quic;
+#[cfg(feature = "status")]
+pub mod status;
+
+pub use config::Config;
+pub use core::members::{Member as ClusterMember, MemberState};
+pub use error::{DropReason, IdError, StartError};
+pub use event::{Event, Events};
+pub use hub::Receipt;
+pub use ids::{Incarnation, NodeId};
+pub use node::{Node, NodeBuilder};
+pub use plain::{Member, NamespaceHandle as Namespace, Sink};
+pub use quic::tls::ClusterSecret;

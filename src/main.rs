@@ -1,0 +1,362 @@
+//! The `roomcast` command line. Secrets are never an argument: arguments are visible to every user of the machine.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use roomcast::ClusterSecret;
+use serde_json::Value;
+
+const HELP: &str = "\
+roomcast: joins Socket.IO servers into one cluster without a broker
+
+Usage:
+  roomcast keygen                       print a new cluster secret
+  roomcast status --admin URL [--json]  show a node's members and links, or its own JSON
+
+Options:
+  --admin URL    the admin address of a node, for example http://127.0.0.1:9001
+  --json         print what the node answered, as it is
+  -h, --help     print this
+  -V, --version  print the version
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+";
+
+/// How long to wait for a connection, and for each read and write.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest answer that is read, in bytes.
+const MAX_ANSWER_BYTES: u64 = 64 << 20;
+
+fn main() -> ExitCode {
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let command = match parse(args) {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("roomcast: {error}; see roomcast --help");
+            return ExitCode::from(2);
+        }
+    };
+    let output = match command {
+        Command::Help => Ok(HELP.to_owned()),
+        Command::Version => Ok(format!("roomcast {}\n", env!("CARGO_PKG_VERSION"))),
+        Command::Keygen => ClusterSecret::generate()
+            .map(|secret| format!("{}\n", secret.to_text()))
+            .map_err(|error| format!("failed to {error}")),
+        Command::Status { admin, json } => status(&admin, json),
+    };
+    match output.and_then(|text| print(&text).map_err(|error| format!("failed to write: {error}"))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("roomcast: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    Help,
+    Version,
+    Keygen,
+    Status { admin: Admin, json: bool },
+}
+
+/// Where the status of a node is: plain HTTP.
+#[derive(Debug, PartialEq, Eq)]
+struct Admin {
+    /// Host and port, as in the `Host` header.
+    authority: String,
+    path: String,
+}
+
+fn parse(args: impl Iterator<Item = String>) -> Result<Command, String> {
+    let (mut name, mut admin, mut json) = (None, None, false);
+    let mut args = args;
+    while let Some(arg) = args.next() {
+        let (flag, value) = match arg.split_once('=') {
+            Some((flag, value)) if flag.starts_with("--") => (flag, Some(value.to_owned())),
+            _ => (&*arg, None),
+        };
+        match (flag, value) {
+            ("-h" | "--help", None) => return Ok(Command::Help),
+            ("-V" | "--version", None) => return Ok(Command::Version),
+            ("--json", None) => json = true,
+            ("--admin", value) => {
+                let value = value.or_else(|| args.next()).ok_or("--admin needs a URL")?;
+                admin = Some(Admin::parse(&value)?);
+            }
+            (flag, _) if flag.starts_with('-') => return Err(format!("unknown option {flag:?}")),
+            _ if name.is_none() => name = Some(arg),
+            _ => return Err(format!("unexpected argument {arg:?}")),
+        }
+    }
+    match (name.as_deref(), admin) {
+        (Some("keygen"), None) if !json => Ok(Command::Keygen),
+        (Some("keygen"), _) => Err("keygen takes no options".to_owned()),
+        (Some("status"), Some(admin)) => Ok(Command::Status { admin, json }),
+        (Some("status"), None) => Err("status needs --admin URL".to_owned()),
+        (Some(other), _) => Err(format!("unknown command {other:?}")),
+        (None, _) => Err("no command given".to_owned()),
+    }
+}
+
+impl Admin {
+    fn parse(url: &str) -> Result<Self, String> {
+        let bad = |why: &str| format!("{url:?} is no admin URL: {why}, for example http://127.0.0.1:9001");
+        let rest = match url.split_once("://") {
+            None => url,
+            Some(("http", rest)) => rest,
+            Some(_) => return Err(bad("it must begin with http://")),
+        };
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if authority.contains(['@', '?', '#']) || url.contains(|c: char| c.is_control() || c.is_whitespace())
+        {
+            return Err(bad("give host, port and at most a path"));
+        }
+        let (host, port) = match authority.rsplit_once(':') {
+            // The last colon may be one of an IPv6 address in brackets.
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| bad("bad port"))?),
+            _ => (authority, 80u16),
+        };
+        if host.is_empty() {
+            return Err(bad("it has no host"));
+        }
+        let path = path.trim_end_matches('/');
+        let path = if path.ends_with("/status") { path.to_owned() } else { format!("{path}/status") };
+        Ok(Self { authority: format!("{host}:{port}"), path })
+    }
+}
+
+fn status(admin: &Admin, json: bool) -> Result<String, String> {
+    let Admin { authority, path } = admin;
+    let answer = get(admin).map_err(|error| format!("failed to get http://{authority}{path}: {error}"))?;
+    let text =
+        String::from_utf8(answer).map_err(|_| "failed to read the answer: it is no text".to_owned())?;
+    if json {
+        return Ok(text);
+    }
+    let report: Value =
+        serde_json::from_str(&text).map_err(|error| format!("failed to read the answer: {error}"))?;
+    if report["schema_version"] != 1 {
+        let version = &report["schema_version"];
+        return Err(format!(
+            "failed to read the answer: schema version {version}, this build knows 1; use --json"
+        ));
+    }
+    Ok(table(&report))
+}
+
+/// One GET, HTTP/1.0: the answer is not chunked and ends with the connection.
+fn get(admin: &Admin) -> io::Result<Vec<u8>> {
+    let mut stream = connect(&admin.authority)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    let Admin { authority, path } = admin;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {authority}\r\nAccept: application/json\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
+    body(answer)
+}
+
+fn connect(authority: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for addr in authority.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&addr, TIMEOUT) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// The body of an HTTP answer with the code 200.
+fn body(mut answer: Vec<u8>) -> io::Result<Vec<u8>> {
+    let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let end = end.ok_or_else(|| bad("the answer is not HTTP".to_owned()))?;
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap_or_default();
+    if !status.starts_with("HTTP/1.") || status.split(' ').nth(1) != Some("200") {
+        return Err(bad(format!("the answer is {:?}, not 200", status.chars().take(80).collect::<String>())));
+    }
+    answer.drain(..end + 4);
+    let length = lines
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    match length.map(|(_, value)| value.trim().parse::<usize>()) {
+        Some(Ok(length)) if answer.len() < length => Err(bad("the answer is cut off".to_owned())),
+        Some(Ok(length)) => {
+            answer.truncate(length);
+            Ok(answer)
+        }
+        Some(Err(_)) => Err(bad("the answer has a bad length".to_owned())),
+        None => Ok(answer),
+    }
+}
+
+/// The status for readers: the node, its members, its links.
+fn table(report: &Value) -> String {
+    let node = &report["node"];
+    let ready = if report["ready"] == true { "ready" } else { "not ready" };
+    let mut out = format!(
+        "node {} (incarnation {}, roomcast {}, up {}) in cluster {}: {ready}\n\n",
+        text(&node["id"]),
+        text(&node["incarnation"]),
+        text(&node["version"]),
+        duration(&node["uptime_ms"]),
+        text(&report["cluster"]),
+    );
+    let members = rows(&report["members"], |member| {
+        vec![
+            text(&member["id"]),
+            text(&member["state"]),
+            text(&member["address"]),
+            duration(&member["since_ms_ago"]),
+            text(&member["incarnation"]),
+        ]
+    });
+    write_rows(&mut out, &["MEMBER", "STATE", "ADDRESS", "SINCE", "INCARNATION"], &members);
+    out.push('\n');
+    let links = rows(&report["links"], |link| {
+        let round_trip = link["round_trip_us"].as_f64();
+        vec![
+            text(&link["peer"]),
+            text(&link["state"]),
+            round_trip.map_or_else(|| "-".to_owned(), |us| format!("{:.2} ms", us / 1000.0)),
+            duration(&link["uptime_ms"]),
+            text(&link["queue_frames"]),
+            text(&link["frames_sent"]),
+            text(&link["frames_received"]),
+            text(&link["rooms"]),
+        ]
+    });
+    let titles = ["LINK", "STATE", "ROUND TRIP", "UP", "QUEUED", "SENT", "RECEIVED", "ROOMS"];
+    write_rows(&mut out, &titles, &links);
+    out
+}
+
+fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
+    list.as_array().map_or_else(Vec::new, |list| list.iter().map(row).collect())
+}
+
+/// A value for a terminal: without control characters, which could come from anywhere.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+        other => other.to_string(),
+    }
+}
+
+fn duration(ms: &Value) -> String {
+    let Some(ms) = ms.as_u64() else { return "-".to_owned() };
+    match ms / 1000 {
+        0 => format!("{ms}ms"),
+        s @ 1..120 => format!("{s}s"),
+        s @ 120..7_200 => format!("{}m", s / 60),
+        s @ 7_200..172_800 => format!("{}h", s / 3_600),
+        s => format!("{}d", s / 86_400),
+    }
+}
+
+fn write_rows(out: &mut String, titles: &[&str], rows: &[Vec<String>]) {
+    let titles: Vec<String> = titles.iter().map(ToString::to_string).collect();
+    let all = || std::iter::once(&titles).chain(rows);
+    let width =
+        |column: usize| all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..titles.len()).map(|column| width(column).unwrap_or(0)).collect();
+    for row in all() {
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        out.push_str(line.join("  ").trim_end());
+        out.push('\n');
+    }
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    fn at(authority: &str, path: &str) -> Admin {
+        Admin { authority: authority.to_owned(), path: path.to_owned() }
+    }
+
+    #[test]
+    fn commands_are_parsed() {
+        assert_eq!(parsed("keygen"), Ok(Command::Keygen));
+        assert_eq!(parsed("status --help"), Ok(Command::Help));
+        assert_eq!(parsed("-V"), Ok(Command::Version));
+        let admin = || at("127.0.0.1:9001", "/status");
+        let status = |json| Ok(Command::Status { admin: admin(), json });
+        assert_eq!(parsed("status --admin http://127.0.0.1:9001"), status(false));
+        assert_eq!(parsed("--json status --admin=127.0.0.1:9001/"), status(true));
+    }
+
+    #[test]
+    fn wrong_usage_is_said() {
+        for (line, says) in [
+            ("", "no command"),
+            ("emit", "unknown command"),
+            ("status", "needs --admin"),
+            ("status --admin", "needs a URL"),
+            ("status --admin https://a:1", "http://"),
+            ("status --admin http://:1", "no host"),
+            ("status --admin http://a:b", "bad port"),
+            ("status --admin http://u:p@a:1", "at most a path"),
+            ("keygen --json", "no options"),
+            ("keygen --secret=abc", "unknown option \"--secret\""),
+            ("keygen now", "unexpected argument"),
+        ] {
+            let error = parsed(line).unwrap_err();
+            assert!(error.contains(says), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn admin_addresses_are_parsed() {
+        assert_eq!(Admin::parse("[::1]:9001"), Ok(at("[::1]:9001", "/status")));
+        assert_eq!(Admin::parse("http://[::1]/"), Ok(at("[::1]:80", "/status")));
+        assert_eq!(Admin::parse("http://host/admin/status"), Ok(at("host:80", "/admin/status")));
+        assert!(Admin::parse("http://a:1/x\r\nEvil: 1").is_err());
+    }
+
+    #[test]
+    fn answers_are_checked() {
+        let body = |text: &str| body(text.as_bytes().to_vec());
+        assert_eq!(body("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\n{}x").unwrap(), b"{}");
+        assert_eq!(body("HTTP/1.0 200 OK\r\n\r\n{}").unwrap(), b"{}");
+        assert!(body("HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n{}").is_err());
+        assert!(body("HTTP/1.1 503 no\r\n\r\n").unwrap_err().to_string().contains("503"));
+        assert!(body("SSH-2.0").is_err());
+    }
+
+    #[test]
+    fn a_table_shows_members_and_links() {
+        let report = serde_json::json!({
+            "node": {"id": "a", "incarnation": 7, "version": "0.1.0", "uptime_ms": 61_000}, "cluster": "c",
+            "ready": true,
+            "members": [{"id": "a", "state": "live", "address": "127.0.0.1:1", "since_ms_ago": 10, "incarnation": 7}],
+            "links": [{"peer": "long\u{1b}name", "state": "up", "round_trip_us": 250, "uptime_ms": null, "rooms": 3}],
+        });
+        let text = table(&report);
+        assert!(
+            text.starts_with("node a (incarnation 7, roomcast 0.1.0, up 61s) in cluster c: ready\n"),
+            "{text}"
+        );
+        assert!(text.contains("\na       live   127.0.0.1:1  10ms   7\n"), "{text}");
+        assert!(text.contains("\nlong?name  up     0.25 ms     -   -"), "{text}");
+    }
+}

@@ -1,0 +1,198 @@
+//! One message on its way out: whom it is for, then the bytes.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
+
+use super::{Inner, MemberId};
+use crate::core::frame::{BroadcastHead, MAX_ROOMS, PayloadKind};
+use crate::error::IdError;
+use crate::hub::Receipt;
+use crate::ids::RoomKey;
+
+/// The bit of a volatile message in the flags of a frame.
+const VOLATILE: u8 = 0x04;
+/// What a frame has beside its payload and its names, at most, in bytes: what `emit_wait` asks room for.
+const HEAD_BYTES: usize = 64;
+
+/// A message that could not be sent. Nobody got it, here or elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EmitError {
+    /// A room name is unusable. Nothing was sent.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// More rooms than one frame can name. Nothing was sent.
+    #[error("emit to or except {got} rooms: the limit is {limit}")]
+    TooManyRooms {
+        /// The rooms given.
+        got: usize,
+        /// The limit, each for the targeted and for the excepted rooms.
+        limit: usize,
+    },
+}
+
+/// Names of rooms: one name, or an array, slice or `Vec` of names. Names are not copied unless they have to be.
+pub trait Rooms<'a> {
+    /// The names.
+    fn names(self) -> impl Iterator<Item = Cow<'a, str>>;
+}
+
+impl<'a> Rooms<'a> for &'a str {
+    fn names(self) -> impl Iterator<Item = Cow<'a, str>> {
+        std::iter::once(Cow::Borrowed(self))
+    }
+}
+
+impl<'a> Rooms<'a> for &'a String {
+    fn names(self) -> impl Iterator<Item = Cow<'a, str>> {
+        std::iter::once(Cow::Borrowed(self.as_str()))
+    }
+}
+
+impl<'a> Rooms<'a> for String {
+    fn names(self) -> impl Iterator<Item = Cow<'a, str>> {
+        std::iter::once(Cow::Owned(self))
+    }
+}
+
+impl<'a, T: Into<Cow<'a, str>>, const N: usize> Rooms<'a> for [T; N] {
+    fn names(self) -> impl Iterator<Item = Cow<'a, str>> {
+        self.into_iter().map(Into::into)
+    }
+}
+
+impl<'a, T: Into<Cow<'a, str>>> Rooms<'a> for Vec<T> {
+    fn names(self) -> impl Iterator<Item = Cow<'a, str>> {
+        self.into_iter().map(Into::into)
+    }
+}
+
+impl<'a, T: AsRef<str>, const N: usize> Rooms<'a> for &'a [T; N] {
+    fn names(self) -> impl Iterator<Item = Cow<'a, str>> {
+        self.iter().map(|room| Cow::Borrowed(room.as_ref()))
+    }
+}
+
+impl<'a, T: AsRef<str>> Rooms<'a> for &'a [T] {
+    fn names(self) -> impl Iterator<Item = Cow<'a, str>> {
+        self.iter().map(|room| Cow::Borrowed(room.as_ref()))
+    }
+}
+
+impl<'a, T: AsRef<str>> Rooms<'a> for &'a Vec<T> {
+    fn names(self) -> impl Iterator<Item = Cow<'a, str>> {
+        self.iter().map(|room| Cow::Borrowed(room.as_ref()))
+    }
+}
+
+/// A message that knows whom it is for; [`emit`](Self::emit) gives it its bytes and sends it.
+#[must_use = "nothing is sent before `emit`"]
+pub struct Emit<'a> {
+    inner: &'a Inner,
+    sender: Option<MemberId>,
+    everyone: bool,
+    rooms: SmallVec<[Cow<'a, str>; 2]>,
+    except: SmallVec<[Cow<'a, str>; 1]>,
+    local: bool,
+    volatile: bool,
+}
+
+impl<'a> Emit<'a> {
+    pub(super) fn all(inner: &'a Inner, sender: Option<MemberId>) -> Self {
+        let (rooms, except) = (smallvec![], smallvec![]);
+        Self { inner, sender, everyone: true, rooms, except, local: false, volatile: false }
+    }
+
+    pub(super) fn to(inner: &'a Inner, sender: Option<MemberId>, rooms: impl Rooms<'a>) -> Self {
+        let mut emit = Self::all(inner, sender);
+        emit.everyone = false;
+        emit.rooms.extend(rooms.names());
+        emit
+    }
+
+    /// Leaves out the members of these rooms, also those who are in a targeted room. May be called again for more.
+    pub fn except(mut self, rooms: impl Rooms<'a>) -> Self {
+        self.except.extend(rooms.names());
+        self
+    }
+
+    /// Only members on this node.
+    pub fn local(mut self) -> Self {
+        self.local = true;
+        self
+    }
+
+    /// To other nodes only when it can go at once: it is dropped rather than queued, and never sent again. Members here
+    /// get it in any case.
+    pub fn volatile(mut self) -> Self {
+        self.volatile = true;
+        self
+    }
+
+    /// Sends the message: to the members here at once, then to the queues of the nodes that have such members. Never
+    /// waits. What a queue had no room for is in the receipt.
+    ///
+    /// # Errors
+    /// Any [`EmitError`]; then nobody got it.
+    pub fn emit(self, message: impl Into<Bytes>) -> Result<Receipt, EmitError> {
+        self.check()?;
+        Ok(self.send(&message.into()))
+    }
+
+    /// As [`emit`](Self::emit), but first waits until the queue of every node that the message is for has room, for
+    /// senders that want to be slowed down rather than lose messages. Others may use that room up in the meantime:
+    /// what became of the message is in the receipt. A volatile or local message never waits.
+    ///
+    /// Nobody gets the message before the wait is over, here or elsewhere. Dropping the future before that sends
+    /// nothing.
+    ///
+    /// # Errors
+    /// Any [`EmitError`], without waiting; then nobody got it.
+    pub async fn emit_wait(self, message: impl Into<Bytes>) -> Result<Receipt, EmitError> {
+        self.check()?;
+        let message = message.into();
+        if !self.local && !self.volatile && (self.everyone || !self.rooms.is_empty()) {
+            let names: usize = self.rooms.iter().chain(&self.except).map(|room| room.len() + 2).sum();
+            let ns = self.inner.ns();
+            self.inner.hub().writable(ns, &self.keys(), message.len() + names + HEAD_BYTES).await;
+        }
+        Ok(self.send(&message))
+    }
+
+    fn check(&self) -> Result<(), EmitError> {
+        let got = self.rooms.len().max(self.except.len());
+        if got > MAX_ROOMS {
+            return Err(EmitError::TooManyRooms { got, limit: MAX_ROOMS });
+        }
+        let hub = self.inner.hub();
+        self.rooms.iter().chain(&self.except).try_for_each(|room| hub.check_room(room))?;
+        Ok(())
+    }
+
+    fn keys(&self) -> SmallVec<[RoomKey; 4]> {
+        let ns = self.inner.ns();
+        self.rooms.iter().map(|room| ns.room(room)).collect()
+    }
+
+    fn send(&self, message: &Bytes) -> Receipt {
+        if !self.everyone && self.rooms.is_empty() {
+            return Receipt::default();
+        }
+        let head = BroadcastHead {
+            ns: self.inner.ns().path(),
+            kind: PayloadKind::Plain,
+            flags: if self.volatile { VOLATILE } else { 0 },
+            rooms: self.rooms.iter().map(AsRef::as_ref).collect(),
+            except: self.except.iter().map(AsRef::as_ref).collect(),
+            server: None,
+            socket: None,
+            attachments: smallvec![],
+        };
+        self.inner.deliver_here(&head.rooms, &head.except, self.sender, message);
+        if self.local {
+            return Receipt::default();
+        }
+        self.inner.hub().send(self.inner.ns(), &self.keys(), &head, message, self.volatile)
+    }
+}

@@ -1,0 +1,201 @@
+//! The plain API: rooms for servers that do not use socketioxide, for example with a WebSocket handler of their own.
+//!
+//! A [`NamespaceHandle`] (`roomcast::Namespace`) stands for one namespace on this node, a [`Member`] for one client that
+//! is connected to it. Messages are bytes; what they mean is the user's business. The plain API is a front like any
+//! other: it serves the members here and hands the rest to the hub.
+//!
+//! Files: `mod.rs` the handle and what comes from other nodes, `member.rs` one member, `emit.rs` one message,
+//! `crowd.rs` who is in which room here.
+
+mod crowd;
+mod emit;
+mod member;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+
+use crate::core::frame::{BroadcastHead, PayloadKind};
+use crate::core::interest::RoomMode;
+use crate::error::IdError;
+use crate::hub::{Attachment, Hub, Inbound, lock};
+use crate::ids::Namespace;
+use crowd::{Entry, Locals};
+
+pub use emit::{Emit, EmitError, Rooms};
+pub use member::{Member, MemberId};
+
+/// Takes the messages for one member.
+///
+/// Any `Fn(Bytes) + Send + Sync + 'static` is one.
+pub trait Sink: Send + Sync + 'static {
+    /// Takes one message. Runs on the task that emits or that reads a link, so it must not block or wait: put the
+    /// message into a queue (`try_send`) and return. It may call back into the API; no lock is held.
+    ///
+    /// Messages of one sender come in the order in which they were sent. One that is under way while the member
+    /// leaves or is dropped may still arrive just after.
+    ///
+    /// A message from another node shares the buffer of the link (up to 64 KiB or the size of the message): copy it to
+    /// keep it for long.
+    ///
+    /// # Panics
+    /// A panic costs this member this message. It is caught and logged as an error; other members, the sender and the
+    /// link go on. (Not with `panic = "abort"`, where it ends the process as any other.)
+    fn deliver(&self, message: Bytes);
+}
+
+impl<F: Fn(Bytes) + Send + Sync + 'static> Sink for F {
+    fn deliver(&self, message: Bytes) {
+        self(message);
+    }
+}
+
+/// The namespaces that are open on a node, by path. Kept by the node; what is in it dies with the last handle.
+pub(crate) type NamespaceRegistry = Mutex<HashMap<Arc<str>, Weak<Inner>>>;
+
+/// One namespace on this node. A cheap clone; all handles of one path on one node are the same namespace.
+///
+/// It is announced to the other nodes while a handle or a [`Member`] lives. Its rooms are exact: a node without a
+/// member in the targeted rooms gets nothing.
+#[derive(Clone)]
+pub struct NamespaceHandle {
+    inner: Arc<Inner>,
+}
+
+impl NamespaceHandle {
+    /// Opens a namespace, or returns the one that is open.
+    ///
+    /// # Errors
+    /// [`IdError::Namespace`] when the path is empty or longer than [`Namespace::MAX_LEN`] bytes.
+    pub(crate) fn open(hub: &Arc<Hub>, registry: &NamespaceRegistry, path: &str) -> Result<Self, IdError> {
+        let ns = Namespace::new(path)?;
+        let mut open = lock(registry);
+        if let Some(inner) = open.get(path).and_then(Weak::upgrade) {
+            return Ok(Self { inner });
+        }
+        if open.len() == open.capacity() {
+            // Before the table grows, forget what has gone: bounded by twice what was ever open at a time.
+            open.retain(|_, inner| inner.strong_count() > 0);
+        }
+        let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
+            attachment: hub.attach(&ns, RoomMode::Exact, inner.clone()),
+            locals: RwLock::default(),
+            next_id: AtomicU64::new(1),
+        });
+        open.insert(Arc::clone(ns.shared_path()), Arc::downgrade(&inner));
+        Ok(Self { inner })
+    }
+
+    /// The path, for example `/chat`.
+    pub fn path(&self) -> &str {
+        self.inner.attachment.ns().path()
+    }
+
+    /// Connects a member: from now on `sink` gets what is for everyone, and what is for the rooms that it joins.
+    /// Dropping the [`Member`] disconnects it.
+    #[must_use = "a member that is dropped is disconnected at once"]
+    pub fn connect(&self, sink: impl Sink) -> Member {
+        Member::connect(Arc::clone(&self.inner), Arc::new(sink))
+    }
+
+    /// A message for everyone in the namespace, in the whole cluster.
+    pub fn all(&self) -> Emit<'_> {
+        Emit::all(&self.inner, None)
+    }
+
+    /// A message for the members of some rooms, in the whole cluster. A member of several of them gets it once.
+    /// No rooms (`to([])`) is nobody: a list that happens to be empty must not reach everyone.
+    pub fn to<'a>(&'a self, rooms: impl Rooms<'a>) -> Emit<'a> {
+        Emit::to(&self.inner, None, rooms)
+    }
+}
+
+impl fmt::Debug for NamespaceHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Namespace").field(&self.path()).finish()
+    }
+}
+
+/// A namespace on this node. Held by handles and members; when the last goes, the attachment takes it back.
+pub(crate) struct Inner {
+    attachment: Attachment,
+    /// Who is here. Changes of interest are announced while it is locked for writing, so that the counts of two
+    /// threads cannot overtake each other. No sink runs while it is locked.
+    locals: RwLock<Locals>,
+    next_id: AtomicU64,
+}
+
+impl Inner {
+    fn hub(&self) -> &Hub {
+        self.attachment.hub()
+    }
+
+    fn ns(&self) -> &Namespace {
+        self.attachment.ns()
+    }
+
+    fn next_id(&self) -> MemberId {
+        MemberId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Locals> {
+        self.locals.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Locals> {
+        self.locals.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Delivers to the members here: of `rooms`, or all when there is none; not to those of `except`, nor to `sender`.
+    fn deliver_here(&self, rooms: &[&str], except: &[&str], sender: Option<MemberId>, message: &Bytes) {
+        let mut crowds: SmallVec<[Arc<Vec<Entry>>; 4]> = SmallVec::new();
+        let mut left_out: SmallVec<[Arc<Vec<Entry>>; 2]> = SmallVec::new();
+        {
+            let locals = self.read();
+            if rooms.is_empty() {
+                crowds.push(locals.everyone());
+            }
+            crowds.extend(rooms.iter().filter_map(|room| locals.room(room)));
+            left_out.extend(except.iter().filter_map(|room| locals.room(room)));
+        }
+        let wanted = |entry: &&Entry| Some(entry.id) != sender;
+        if let ([crowd], []) = (&crowds[..], &left_out[..]) {
+            crowd.iter().filter(wanted).for_each(|entry| self.deliver_to(entry, message));
+            return;
+        }
+        let mut out: SmallVec<[MemberId; 16]> =
+            left_out.iter().flat_map(|c| c.iter().map(|e| e.id)).collect();
+        out.sort_unstable();
+        let mut entries: SmallVec<[&Entry; 16]> = crowds.iter().flat_map(|crowd| crowd.iter()).collect();
+        entries.retain(|entry| wanted(&&**entry) && out.binary_search(&entry.id).is_err());
+        entries.sort_unstable_by_key(|entry| entry.id);
+        entries.dedup_by_key(|entry| entry.id);
+        entries.into_iter().for_each(|entry| self.deliver_to(entry, message));
+    }
+
+    fn deliver_to(&self, entry: &Entry, message: &Bytes) {
+        let message = message.clone();
+        // A sink is the user's code and may run on the task of a link: its panic must not end that.
+        if catch_unwind(AssertUnwindSafe(|| entry.sink.deliver(message))).is_err() {
+            let (node, ns) = (&self.hub().id, self.ns());
+            tracing::error!(%node, %ns, member = %entry.id, "a sink panicked: its member lost a message");
+        }
+    }
+}
+
+impl Inbound for Inner {
+    fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes) {
+        // A socketioxide front may share the path; its messages are not for members of the plain API.
+        if head.kind == PayloadKind::Plain {
+            self.deliver_here(&head.rooms, &head.except, None, payload);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

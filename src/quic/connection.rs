@@ -1,0 +1,552 @@
+//! A link at work: its reader, its writer, its short streams and its datagrams. Bytes, no policy.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use quinn::{Connection, RecvStream, SendStream, WriteError};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::core::frame::{
+    Head, InterestHead, InterestPart, Resume, WireMode, decode_head, decode_keys, encode_head,
+};
+use crate::core::inbox::Verdict;
+use crate::core::interest::{InterestChange, InterestDelta, RoomMode};
+use crate::core::link::LinkState;
+use crate::error::{DropReason, LinkError};
+use crate::event::Event;
+use crate::hub::Hub;
+use crate::hub::feed::{InterestSnapshot, Next};
+use crate::hub::peer::{LentInbox, PeerQueue, LinkPath, count};
+use crate::ids::{Namespace, Seq};
+use crate::quic::handshake::{CloseCode, FrameReader, Greeted, connection_error, split_frame};
+
+/// About how many bytes go into one write.
+const WRITE_BYTES: usize = 128 * 1024;
+/// An acknowledgement is due after so many bytes of counted frames; else it goes with the heartbeat.
+const ACK_BYTES: usize = 256 * 1024;
+/// The largest message on a short stream of gossip, in bytes. chitchat keeps its messages below 64 KiB.
+const MAX_GOSSIP_BYTES: usize = 80 * 1024;
+/// The most short streams that one link writes at the same time; more are dropped and counted.
+const MAX_SHORT_STREAMS: usize = 16;
+/// The longest time that a short stream may take.
+const SHORT_STREAM_TIME: Duration = Duration::from_secs(5);
+/// The first byte of a short stream.
+const STREAM_GOSSIP: u8 = 1;
+const STREAM_VOLATILE: u8 = 2;
+
+/// A part of a peer's interest.
+#[derive(Debug)]
+pub(crate) enum InterestUpdate {
+    /// A snapshot of this version begins.
+    Begin(u64),
+    /// A part of it.
+    Chunk(InterestChange),
+    /// It is complete.
+    End,
+    /// A delta.
+    Delta(InterestDelta),
+}
+
+/// Whether an interest update could be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Applied {
+    Yes,
+    /// Something was missed: a new snapshot is wanted.
+    Resync,
+}
+
+/// What a link needs from the node.
+#[async_trait]
+pub(crate) trait LinkHost: Send + Sync + 'static {
+    /// Applies a part of the peer's interest; it is applied when this returns.
+    async fn interest(&self, peer: &Arc<PeerQueue>, update: InterestUpdate) -> Result<Applied, LinkError>;
+    /// This node's whole interest.
+    async fn snapshot(&self) -> Result<InterestSnapshot, LinkError>;
+    /// A gossip message of the peer that advertises `from`. Must not wait.
+    fn gossip(&self, from: SocketAddr, message: Bytes);
+}
+
+/// The signals from a link's reader to its writer.
+#[derive(Default)]
+struct Signals {
+    ack: AtomicBool,
+    snapshot_wanted: AtomicBool,
+    want_snapshot: AtomicBool,
+}
+
+/// Makes a greeted connection the way to its peer. [`run`] comes next.
+pub(crate) fn open(greeted: &Greeted, peer: &PeerQueue) {
+    peer.set_path(Some(Box::new(Path { conn: greeted.conn.clone(), short: Arc::default() })));
+    peer.set_state(LinkState::Syncing);
+}
+
+/// Runs a link until it ends; says why. When it returns, nothing of it is left running.
+pub(crate) async fn run(greeted: Greeted, peer: Arc<PeerQueue>, hub: Arc<Hub>, host: Arc<dyn LinkHost>) -> LinkError {
+    let Greeted { conn, send, reader, .. } = greeted;
+    let own_resume = peer.own_resume();
+    let Some(inbox) = peer.lend_inbox() else {
+        return LinkError::Violation("another link of this peer still reads".into());
+    };
+
+    let (resume_tx, resume_rx) = oneshot::channel();
+    let signals = Arc::new(Signals::default());
+    let mut tasks = JoinSet::new();
+    let read = Reader {
+        reader,
+        inbox,
+        peer: Arc::clone(&peer),
+        hub: Arc::clone(&hub),
+        host: Arc::clone(&host),
+        signals: Arc::clone(&signals),
+        resume: Some(resume_tx),
+        epoch: 0,
+        gathered: InterestDelta { version: 0, changes: Vec::new() },
+        snapshot: false,
+        unacked: 0,
+    };
+    tasks.spawn(read.run());
+    let write = Writer { send, peer: Arc::clone(&peer), hub: Arc::clone(&hub), host: Arc::clone(&host), signals };
+    tasks.spawn(write.run(own_resume, resume_rx));
+    tasks.spawn(read_datagrams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub)));
+    tasks.spawn(read_short_streams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub), host));
+
+    let mut error = match tasks.join_next().await {
+        Some(Ok(Err(error))) => error,
+        Some(Err(panic)) => LinkError::Lost(format!("a task of the link failed: {panic}")),
+        Some(Ok(Ok(()))) | None => LinkError::Lost("a task of the link ended".into()),
+    };
+    // The connection knows best why it ended.
+    if let Some(closed) = conn.close_reason()
+        && matches!(error, LinkError::Lost(_))
+    {
+        error = connection_error(&closed);
+    }
+    let code = match &error {
+        LinkError::Violation(_) => CloseCode::Violation,
+        LinkError::Silent(_) => CloseCode::Silent,
+        _ => CloseCode::Refused,
+    };
+    peer.set_path(None);
+    peer.set_state(LinkState::Down);
+    code.close(&conn, &error.to_string());
+    tasks.shutdown().await;
+    error
+}
+
+struct Reader {
+    reader: FrameReader,
+    inbox: LentInbox,
+    peer: Arc<PeerQueue>,
+    hub: Arc<Hub>,
+    host: Arc<dyn LinkHost>,
+    signals: Arc<Signals>,
+    /// Takes the peer's resume to the writer, once.
+    resume: Option<oneshot::Sender<Resume>>,
+    /// The epoch of the peer's outbox.
+    epoch: u64,
+    gathered: InterestDelta,
+    /// Whether a snapshot is coming in.
+    snapshot: bool,
+    /// Bytes of counted frames since the last acknowledgement.
+    unacked: usize,
+}
+
+impl Reader {
+    async fn run(mut self) -> Result<(), LinkError> {
+        let limit = self.hub.config.link.silence_limit;
+        loop {
+            let Ok(block) = timeout(limit, self.reader.block()).await else {
+                return Err(LinkError::Silent(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)));
+            };
+            let mut block = block?;
+            count(&self.peer.counters.bytes_received, block.len() as u64);
+            while let Some(frame) = split_frame(&mut block, &self.reader.limits)? {
+                if let Some((head, payload)) = self.frame(frame)? {
+                    self.interest(head, &payload).await?;
+                }
+            }
+            self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
+            if self.unacked >= ACK_BYTES {
+                self.unacked = 0;
+                self.signal(&self.signals.ack);
+            }
+        }
+    }
+
+    /// Handles a frame. What has to wait for the registry is given back.
+    #[inline]
+    fn frame(&mut self, frame: Bytes) -> Result<Option<(OwnedInterest, Bytes)>, LinkError> {
+        let (head, used) = decode_head(&frame, &self.reader.limits)?;
+        if self.resume.is_some() && !matches!(head, Head::Resume(_)) {
+            return Err(LinkError::Violation("the second frame is not a resume".into()));
+        }
+        if head.is_counted() && self.epoch == 0 {
+            return Err(LinkError::Violation("a counted frame before the start".into()));
+        }
+        match head {
+            Head::Broadcast(broadcast) => {
+                self.unacked += frame.len();
+                if self.inbox.inbox.accept() == Verdict::Duplicate {
+                    count(&self.peer.counters.duplicates, 1);
+                    return Ok(None);
+                }
+                count(&self.peer.counters.frames_received, 1);
+                self.hub.deliver(&broadcast, &frame.slice(used..));
+            }
+            Head::Received { seq, interest } => {
+                self.peer.ack(Seq(seq));
+                self.peer.interest_acked.fetch_max(interest, Ordering::AcqRel);
+            }
+            Head::Resume(resume) => {
+                let Some(to_writer) = self.resume.take() else {
+                    return Err(LinkError::Violation("a second resume".into()));
+                };
+                let _ = to_writer.send(resume);
+                // An epoch is never 0: that value means "no start yet".
+                self.gathered.version = resume.epoch;
+            }
+            Head::Start { first } => self.start(first)?,
+            Head::Interest(interest) => {
+                return Ok(Some((OwnedInterest::new(&interest)?, frame.slice(used..))));
+            }
+            Head::InterestWanted => self.signal(&self.signals.snapshot_wanted),
+            Head::Hello(_) | Head::Refused(_) => {
+                return Err(LinkError::Violation("a hello in the middle of a link".into()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn start(&mut self, first: u64) -> Result<(), LinkError> {
+        if self.epoch != 0 || self.gathered.version == 0 || first == 0 {
+            return Err(LinkError::Violation("an unexpected start".into()));
+        }
+        self.epoch = self.gathered.version;
+        let started = self.inbox.inbox.start(self.epoch, Seq(first));
+        if started.gap > 0 {
+            count(&self.peer.counters.gap_received, started.gap);
+            let peer = self.peer.id.clone();
+            tracing::warn!(node = %self.hub.id, %peer, frames = started.gap, "frames from a peer were lost");
+            self.hub.event(Event::Gap { peer, frames: started.gap, outgoing: false });
+        }
+        Ok(())
+    }
+
+    async fn interest(&mut self, head: OwnedInterest, payload: &Bytes) -> Result<(), LinkError> {
+        let (added, removed) = decode_keys(&head.wire(), payload)?;
+        let change = head.ns.map(|ns| InterestChange { ns, mode: head.mode, added, removed });
+        let snapshot = matches!(head.part, InterestPart::Snapshot | InterestPart::SnapshotEnd);
+        let end = matches!(head.part, InterestPart::SnapshotEnd | InterestPart::DeltaEnd);
+        if snapshot {
+            if !self.snapshot {
+                self.snapshot = true;
+                self.gathered.changes.clear();
+                self.apply(InterestUpdate::Begin(head.version)).await?;
+            }
+            if let Some(change) = change {
+                self.apply(InterestUpdate::Chunk(change)).await?;
+            }
+            if !end {
+                return Ok(());
+            }
+            self.snapshot = false;
+            self.apply(InterestUpdate::End).await?;
+        } else {
+            self.gathered.changes.extend(change);
+            let keys: usize = self.gathered.changes.iter().map(|c| c.added.len() + c.removed.len()).sum();
+            if keys > self.hub.config.link.max_rooms_per_peer {
+                return Err(LinkError::Violation(format!("a delta of {keys} rooms")));
+            }
+            if !end {
+                return Ok(());
+            }
+            let changes = std::mem::take(&mut self.gathered.changes);
+            self.apply(InterestUpdate::Delta(InterestDelta { version: head.version, changes })).await?;
+        }
+        self.peer.interest_held.store(head.version, Ordering::Release);
+        self.signal(&self.signals.ack);
+        Ok(())
+    }
+
+    async fn apply(&mut self, update: InterestUpdate) -> Result<(), LinkError> {
+        if self.host.interest(&self.peer, update).await? == Applied::Resync {
+            self.signal(&self.signals.want_snapshot);
+        }
+        Ok(())
+    }
+
+    fn signal(&self, signal: &AtomicBool) {
+        signal.store(true, Ordering::Release);
+        self.peer.wake.notify_one();
+    }
+}
+
+/// An interest head that outlives its frame.
+struct OwnedInterest {
+    version: u64,
+    part: InterestPart,
+    ns: Option<Namespace>,
+    mode: Option<RoomMode>,
+    added: u32,
+}
+
+impl OwnedInterest {
+    fn new(head: &InterestHead<'_>) -> Result<Self, LinkError> {
+        let ns = match head.ns {
+            "" => None,
+            path => Some(Namespace::new(path).map_err(|error| LinkError::Violation(error.to_string()))?),
+        };
+        let mode = match head.mode {
+            WireMode::Gone => None,
+            WireMode::Flood => Some(RoomMode::Flood),
+            WireMode::Exact => Some(RoomMode::Exact),
+        };
+        Ok(Self { version: head.version, part: head.part, ns, mode, added: head.added })
+    }
+
+    fn wire(&self) -> InterestHead<'static> {
+        let (version, part, added) = (self.version, self.part, self.added);
+        InterestHead { version, part, ns: "", mode: WireMode::Exact, added }
+    }
+}
+
+struct Writer {
+    send: SendStream,
+    peer: Arc<PeerQueue>,
+    hub: Arc<Hub>,
+    host: Arc<dyn LinkHost>,
+    signals: Arc<Signals>,
+}
+
+impl Writer {
+    async fn run(mut self, own: Resume, theirs: oneshot::Receiver<Resume>) -> Result<(), LinkError> {
+        let mut out: Vec<Bytes> = Vec::with_capacity(64);
+        push_head(&Head::Resume(own), &mut out)?;
+        self.write(&mut out).await?;
+        let Ok(theirs) = theirs.await else { return Err(LinkError::Lost("no resume".into())) };
+        let resumed = self.peer.resume(&theirs);
+        if resumed.lost > 0 {
+            let (peer, frames) = (self.peer.id.clone(), resumed.lost);
+            tracing::warn!(node = %self.hub.id, %peer, frames, "frames for a peer were lost");
+            self.hub.event(Event::Gap { peer, frames, outgoing: true });
+        }
+        push_head(&Head::Start { first: resumed.first.0 }, &mut out)?;
+
+        let heartbeat = self.hub.config.link.heartbeat;
+        let mut next_heartbeat = Instant::now();
+        // The interest version that was sent, and what is left of a snapshot that is being sent.
+        let mut sent: Option<u64> = None;
+        let mut snapshot: std::vec::IntoIter<Bytes> = Vec::new().into_iter();
+        loop {
+            if self.signals.ack.swap(false, Ordering::AcqRel) || Instant::now() >= next_heartbeat {
+                next_heartbeat = Instant::now() + heartbeat;
+                let seq = self.peer.applied.load(Ordering::Acquire);
+                let interest = self.peer.interest_held.load(Ordering::Acquire);
+                push_head(&Head::Received { seq, interest }, &mut out)?;
+            }
+            if self.signals.want_snapshot.swap(false, Ordering::AcqRel) {
+                push_head(&Head::InterestWanted, &mut out)?;
+            }
+            if self.signals.snapshot_wanted.swap(false, Ordering::AcqRel) {
+                sent = None;
+            }
+            if snapshot.len() == 0 {
+                match self.hub.feed.next(sent) {
+                    Next::Nothing => {}
+                    Next::Deltas(frames, version) => {
+                        count(&self.peer.counters.interest_bytes_sent, total(&frames));
+                        out.extend(frames);
+                        sent = Some(version);
+                    }
+                    Next::Snapshot => {
+                        let whole = self.host.snapshot().await?;
+                        count(&self.peer.counters.interest_bytes_sent, total(&whole.frames));
+                        sent = Some(whole.version);
+                        snapshot = whole.frames.into_iter();
+                    }
+                }
+            }
+            // A snapshot goes in between the messages, not before all of them.
+            out.extend(snapshot.by_ref().take(2));
+            self.peer.take(WRITE_BYTES, &mut out);
+            if out.is_empty() {
+                tokio::select! {
+                    () = self.peer.wake.notified() => {}
+                    () = sleep_until(next_heartbeat) => {}
+                }
+                continue;
+            }
+            self.write(&mut out).await?;
+        }
+    }
+
+    async fn write(&mut self, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
+        let bytes = total(out);
+        self.send.write_all_chunks(out).await.map_err(|error| match error {
+            WriteError::ConnectionLost(error) => connection_error(&error),
+            other => LinkError::Lost(other.to_string()),
+        })?;
+        out.clear();
+        count(&self.peer.counters.bytes_sent, bytes);
+        Ok(())
+    }
+}
+
+fn total(frames: &[Bytes]) -> u64 {
+    frames.iter().map(|frame| frame.len() as u64).sum()
+}
+
+fn push_head(head: &Head<'_>, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
+    let mut frame = BytesMut::new();
+    encode_head(head, 0, &mut frame)?;
+    out.push(frame.freeze());
+    Ok(())
+}
+
+async fn read_datagrams(conn: Connection, peer: Arc<PeerQueue>, hub: Arc<Hub>) -> Result<(), LinkError> {
+    loop {
+        let datagram = conn.read_datagram().await.map_err(|error| connection_error(&error))?;
+        volatile_frame(datagram, &peer, &hub)?;
+    }
+}
+
+fn volatile_frame(mut bytes: Bytes, peer: &PeerQueue, hub: &Hub) -> Result<(), LinkError> {
+    while let Some(frame) = split_frame(&mut bytes, &hub.limits)? {
+        let (head, used) = decode_head(&frame, &hub.limits)?;
+        let Head::Broadcast(head) = head else {
+            return Err(LinkError::Violation("a volatile frame that is no broadcast".into()));
+        };
+        count(&peer.counters.volatile_received, 1);
+        hub.deliver(&head, &frame.slice(used..));
+    }
+    Ok(())
+}
+
+/// Gossip and large volatile messages: one short stream each. QUIC bounds how many are open at the same time.
+async fn read_short_streams(
+    conn: Connection,
+    peer: Arc<PeerQueue>,
+    hub: Arc<Hub>,
+    host: Arc<dyn LinkHost>,
+) -> Result<(), LinkError> {
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = conn.accept_uni() => {
+                let stream = stream.map_err(|error| connection_error(&error))?;
+                let (peer, hub, host) = (Arc::clone(&peer), Arc::clone(&hub), Arc::clone(&host));
+                streams.spawn(async move {
+                    timeout(SHORT_STREAM_TIME, read_short_stream(stream, &peer, &hub, &*host)).await
+                });
+            }
+            Some(done) = streams.join_next() => {
+                // A stream that took too long or broke is dropped; one that broke the protocol ends the link.
+                if let Ok(Ok(Err(error @ LinkError::Violation(_)))) = done {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+async fn read_short_stream(
+    mut stream: RecvStream,
+    peer: &PeerQueue,
+    hub: &Hub,
+    host: &dyn LinkHost,
+) -> Result<(), LinkError> {
+    let mut kind = [0u8];
+    let lost = |error: String| LinkError::Lost(error);
+    stream.read_exact(&mut kind).await.map_err(|error| lost(error.to_string()))?;
+    let limit = match kind[0] {
+        STREAM_GOSSIP => MAX_GOSSIP_BYTES,
+        STREAM_VOLATILE => hub.limits.max_frame_bytes + crate::core::frame::LENGTH_BYTES,
+        other => return Err(LinkError::Violation(format!("a stream of unknown kind {other}"))),
+    };
+    let message = match stream.read_to_end(limit).await {
+        Ok(message) => Bytes::from(message),
+        Err(quinn::ReadToEndError::TooLong) => {
+            return Err(LinkError::Violation(format!("a short stream of more than {limit} bytes")));
+        }
+        Err(error) => return Err(lost(error.to_string())),
+    };
+    if kind[0] == STREAM_GOSSIP {
+        host.gossip(peer.advertise, message);
+        return Ok(());
+    }
+    volatile_frame(message, peer, hub)
+}
+
+/// The way out for what may be dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct Path {
+    conn: Connection,
+    short: Arc<AtomicUsize>,
+}
+
+impl LinkPath for Path {
+    fn send(&self, frame: Bytes) -> Result<(), DropReason> {
+        if self.conn.max_datagram_size().is_some_and(|max| frame.len() <= max) {
+            if self.conn.datagram_send_buffer_space() < frame.len() {
+                return Err(DropReason::NotWritable);
+            }
+            return self.conn.send_datagram(frame).map_err(|_| DropReason::NotWritable);
+        }
+        self.short_stream(STREAM_VOLATILE, frame)
+    }
+
+    fn gossip(&self, message: Bytes) -> Result<(), DropReason> {
+        self.short_stream(STREAM_GOSSIP, message)
+    }
+
+    fn round_trip(&self) -> Duration {
+        self.conn.rtt()
+    }
+
+    fn remote(&self) -> SocketAddr {
+        self.conn.remote_address()
+    }
+
+    fn close(&self, code: CloseCode, reason: &str) {
+        code.close(&self.conn, reason);
+    }
+}
+
+impl Path {
+    /// Sends a message on a stream of its own, if one can be opened without waiting.
+    fn short_stream(&self, kind: u8, message: Bytes) -> Result<(), DropReason> {
+        let under_way = self.short.fetch_add(1, Ordering::AcqRel);
+        let opened = if under_way < MAX_SHORT_STREAMS { poll_once(self.conn.open_uni()) } else { None };
+        let Some(Ok(mut stream)) = opened else {
+            self.short.fetch_sub(1, Ordering::AcqRel);
+            return Err(DropReason::NotWritable);
+        };
+        let short = Arc::clone(&self.short);
+        tokio::spawn(async move {
+            let write = async {
+                stream.write_all(&[kind]).await?;
+                stream.write_chunk(message).await
+            };
+            if let Ok(Ok(())) = timeout(SHORT_STREAM_TIME, write).await {
+                let _ = stream.finish();
+            }
+            short.fetch_sub(1, Ordering::AcqRel);
+        });
+        Ok(())
+    }
+}
+
+fn poll_once<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
+}

@@ -1,0 +1,6 @@
+//! Bytes, no policy: the endpoint, certificates, the handshake and the tasks of a link.
+
+pub(crate) mod connection;
+pub mod endpoint;
+pub(crate) mod handshake;
+pub mod tls;

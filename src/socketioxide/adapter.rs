@@ -1,0 +1,459 @@
+//! The adapter of one namespace: what goes out.
+
+use std::cell::RefCell;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
+use socketioxide_core::adapter::errors::{AdapterError, BroadcastError};
+use socketioxide_core::adapter::{
+    BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter, DefinedAdapter, RemoteSocketData, Room,
+    RoomParam, SocketEmitter,
+};
+use socketioxide_core::packet::{Packet, PacketData};
+use socketioxide_core::parser::Parse;
+use socketioxide_core::{Sid, Uid, Value};
+
+use super::book::{Book, Holder, Keys};
+use super::{Error, InitError, InitRes, RoomcastAdapterCtr};
+use crate::core::frame::{BroadcastHead, MAX_ROOMS, PayloadKind};
+use crate::core::interest::RoomMode;
+use crate::error::DropReason;
+use crate::hub::{Inbound, Receipt, SERVERS};
+use crate::ids::{Namespace, NodeId};
+
+/// The adapter of one Socket.IO namespace on a roomcast node.
+///
+/// A broadcast serves the sockets here first, then goes to the nodes that need it: those with members of its rooms
+/// (exact namespaces), those with the namespace (flood), or the one node of a targeted server. Everything here answers
+/// on the first poll; no operation waits for another node.
+///
+/// What would need answers from other nodes (acknowledgements, fetching sockets and rooms, joins, leaves and
+/// disconnects of sockets elsewhere) returns [`Error::Unsupported`] for now, unless it is limited to this server with
+/// `.local()`.
+pub struct RoomcastAdapter<E> {
+    local: CoreLocalAdapter<E>,
+    state: RoomcastAdapterCtr,
+    server: Uid,
+    /// What the parser of this server makes and can send.
+    kind: PayloadKind,
+    book: Arc<Book>,
+    /// Why the namespace cannot be in the cluster.
+    refused: Option<InitError>,
+    me: OnceLock<Weak<Self>>,
+    /// Whether the warning about another parser was given.
+    pub(super) warned: AtomicBool,
+}
+
+/// The adapter as the extractor sees it.
+pub(super) trait Rooms: Send + Sync + 'static {
+    /// Who holds what.
+    fn book(&self) -> &Arc<Book>;
+    /// Makes a socket a member of rooms.
+    fn join(&self, holder: &Holder, rooms: Vec<Room>);
+    /// Takes a socket out of rooms.
+    fn leave(&self, holder: &Holder, rooms: Vec<Room>);
+    /// Takes a socket out of every room.
+    fn leave_all(&self, holder: &Holder);
+    /// The rooms of a socket.
+    fn rooms(&self, sid: Sid) -> Vec<Room>;
+}
+
+/// Where a broadcast goes.
+enum Target {
+    /// Sockets of this server only.
+    Here,
+    /// One other server.
+    Server(Uid),
+    /// Every node with members.
+    Cluster,
+}
+
+/// A broadcast on its way to other nodes.
+struct Outgoing {
+    value: Value,
+    opts: BroadcastOptions,
+    target: Target,
+}
+
+thread_local! {
+    /// The question "which adapter is this?" while this thread calls a method of a socket, and the answer.
+    static ASKED: RefCell<Option<Option<Weak<dyn Rooms>>>> = const { RefCell::new(None) };
+}
+
+/// Which adapter `call` reaches: the one whose `get_local` it causes on this thread.
+///
+/// A socket offers no way to its adapter but its room methods, all of which go through `get_local`. A map from server
+/// and path would be wrong while two adapters of one path exist.
+pub(super) fn adapter_behind(call: impl FnOnce()) -> Option<Arc<dyn Rooms>> {
+    ASKED.set(Some(None));
+    call();
+    ASKED.take()?.and_then(|adapter| adapter.upgrade())
+}
+
+impl<E> RoomcastAdapter<E> {
+    /// The sockets and rooms of this server. Unlike `get_local`, it starts no check.
+    pub(super) fn local(&self) -> &CoreLocalAdapter<E> {
+        &self.local
+    }
+
+    /// Who holds what.
+    pub(super) fn book(&self) -> &Arc<Book> {
+        &self.book
+    }
+
+    /// The node.
+    pub(super) fn node(&self) -> &NodeId {
+        &self.state.hub.id
+    }
+
+    /// The server that the namespace belongs to.
+    pub(super) fn server(&self) -> Uid {
+        self.server
+    }
+
+    /// What the parser of this server can send.
+    pub(super) fn kind(&self) -> PayloadKind {
+        self.kind
+    }
+
+    fn target(&self, opts: &BroadcastOptions) -> Target {
+        if opts.is_local(self.server) || opts.server_id == Some(self.server) {
+            return Target::Here;
+        }
+        match opts.server_id {
+            Some(server) => Target::Server(server),
+            // Without rooms and without the flag the options select one socket, by id, or none. Other nodes' sockets
+            // are addressed with their server.
+            None if opts.rooms.is_empty() && !opts.has_flag(BroadcastFlags::Broadcast) => Target::Here,
+            None => Target::Cluster,
+        }
+    }
+
+    /// What other nodes have to get; none when nothing. Checks the limits even if there is no other node now.
+    fn outgoing(&self, packet: &Packet, opts: &BroadcastOptions) -> Result<Option<Outgoing>, Error> {
+        let target = self.target(opts);
+        if matches!(target, Target::Here) {
+            return Ok(None);
+        }
+        let (PacketData::Event(value, None) | PacketData::BinaryEvent(value, None)) = &packet.inner else {
+            return Err(Error::NotAnEvent);
+        };
+        let got = opts.rooms.len().max(opts.except.len());
+        if got > MAX_ROOMS {
+            return Err(Error::TooManyRooms { got });
+        }
+        for room in opts.rooms.iter().chain(&opts.except) {
+            self.state.hub.check_room(room)?;
+        }
+        if self.state.hub.peer_count() == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Outgoing { value: value.clone(), opts: opts.clone(), target }))
+    }
+
+    fn send(&self, outgoing: Outgoing) -> Result<Receipt, Error> {
+        let Outgoing { value, opts, target } = outgoing;
+        let volatile = opts.has_flag(BroadcastFlags::Volatile);
+        let (kind, payload, attachments) = encode(value);
+        let head = BroadcastHead {
+            ns: self.book.ns().path(),
+            kind,
+            flags: opts.flags(),
+            rooms: opts.rooms.iter().map(AsRef::as_ref).collect(),
+            except: opts.except.iter().map(AsRef::as_ref).collect(),
+            server: opts.server_id.as_ref().map(|server| server.as_str()),
+            socket: opts.sid.as_ref().map(Sid::as_str),
+            attachments,
+        };
+        let hub = &self.state.hub;
+        let receipt = match target {
+            Target::Here => Receipt::default(),
+            Target::Cluster => {
+                let keys = self.book.keys(&opts.rooms);
+                hub.send(self.book.ns(), &keys, &head, &payload, volatile)
+            }
+            Target::Server(server) => {
+                let servers = &self.state.servers;
+                hub.send(&servers.ns, &[servers.room(server)], &head, &payload, volatile)
+            }
+        };
+        // Full queues and the like are counted by the hub; a message that can never be sent is the caller's to know.
+        if receipt.dropped.iter().any(|(_, reason)| *reason == DropReason::TooLarge) {
+            let limit = hub.limits.max_frame_bytes;
+            return Err(Error::TooLarge { bytes: payload.len(), limit });
+        }
+        Ok(receipt)
+    }
+
+    fn only_here(&self, operation: &'static str, opts: &BroadcastOptions) -> Result<(), Error> {
+        match self.target(opts) {
+            Target::Here => Ok(()),
+            Target::Server(_) | Target::Cluster => {
+                Err(Error::Unsupported { operation, ns: self.book.ns().path().to_owned() })
+            }
+        }
+    }
+}
+
+impl<E: SocketEmitter> RoomcastAdapter<E> {
+    fn broadcast_now(&self, packet: Packet, opts: BroadcastOptions) -> Result<(), BroadcastError> {
+        let outgoing = self.outgoing(&packet, &opts);
+        // Sockets here come first, and are served whatever becomes of the rest.
+        let here = self.local.broadcast(packet, opts);
+        let sent = match outgoing {
+            Ok(Some(outgoing)) => self.send(outgoing).map(|_| ()),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        sent.map_err(AdapterError::from)?;
+        match here {
+            Err(errors) if !errors.is_empty() => Err(BroadcastError::Socket(errors)),
+            _ => Ok(()),
+        }
+    }
+
+    fn init_now(self: &Arc<Self>) -> Result<(), InitError> {
+        if let Some(refused) = &self.refused {
+            return Err(refused.clone());
+        }
+        let _ = self.me.set(Arc::downgrade(self));
+        let RoomcastAdapterCtr { hub, servers, .. } = &self.state;
+        let server = servers.announce(hub, self.server);
+        let me: Weak<dyn Inbound> = self.me();
+        self.book.open(hub.attach(self.book.ns(), self.book.mode(), me), server);
+        Ok(())
+    }
+
+    fn me(&self) -> Weak<Self> {
+        self.me.get().cloned().unwrap_or_default()
+    }
+
+    /// A method of socketioxide is about to read or change the rooms here, past the book.
+    fn touched(&self) {
+        let asked = ASKED.with_borrow_mut(|asked| match asked {
+            Some(answer) => {
+                *answer = Some(self.me());
+                true
+            }
+            None => false,
+        });
+        if !asked && !self.book.is_flooded() && self.book.wake.touch() {
+            self.book.wake.start(self.me());
+        }
+    }
+
+    fn check_soon(&self) {
+        if !self.book.is_flooded() {
+            self.book.wake.touch();
+            self.book.wake.start(self.me());
+        }
+    }
+
+    fn add_sockets_now(&self, opts: BroadcastOptions, rooms: Vec<Room>) -> Result<(), Error> {
+        self.only_here("add_sockets", &opts)?;
+        if self.book.mode() == RoomMode::Flood {
+            self.local.add_sockets(opts, rooms);
+            return Ok(());
+        }
+        for sid in self.local.sockets(opts) {
+            self.join(&self.book.holder(sid), rooms.clone());
+        }
+        Ok(())
+    }
+
+    fn del_sockets_now(&self, opts: BroadcastOptions, rooms: Vec<Room>) -> Result<(), Error> {
+        self.only_here("del_sockets", &opts)?;
+        if self.book.mode() == RoomMode::Flood {
+            self.local.del_sockets(opts, rooms);
+            return Ok(());
+        }
+        for sid in self.local.sockets(opts) {
+            match self.book.find(sid) {
+                Some(holder) => self.leave(&holder, rooms.clone()),
+                None => self.local.del(sid, rooms.clone()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<E: SocketEmitter> Rooms for RoomcastAdapter<E> {
+    fn book(&self) -> &Arc<Book> {
+        &self.book
+    }
+
+    fn join(&self, holder: &Holder, rooms: Vec<Room>) {
+        holder.join(&self.book, self.book.keys(&rooms), || self.local.add_all(holder.sid(), rooms));
+    }
+
+    fn leave(&self, holder: &Holder, rooms: Vec<Room>) {
+        let keys: Keys = self.book.keys(&rooms);
+        if holder.leave(&self.book, keys, || self.local.del(holder.sid(), rooms.clone())) {
+            // Somebody who joined past the book may have been covered by this holder.
+            let mut opts = BroadcastOptions::default();
+            opts.rooms = rooms.into();
+            if !self.local.sockets(opts).is_empty() {
+                self.check_soon();
+            }
+        }
+    }
+
+    fn leave_all(&self, holder: &Holder) {
+        if holder.leave_all(&self.book, || self.local.del_all(holder.sid())) {
+            self.check_soon();
+        }
+    }
+
+    fn rooms(&self, sid: Sid) -> Vec<Room> {
+        self.local.socket_rooms(sid).into_iter().collect()
+    }
+}
+
+impl<E> DefinedAdapter for RoomcastAdapter<E> {}
+
+impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
+    type Error = Error;
+    type State = RoomcastAdapterCtr;
+    type AckStream = E::AckStream;
+    type InitRes = InitRes;
+
+    fn new(state: &Self::State, local: CoreLocalAdapter<E>) -> Self {
+        let (ns, refused) = match namespace(local.path()) {
+            Ok(ns) => (ns, None),
+            Err(error) => (nowhere(), Some(error)),
+        };
+        let kind = match local.parser().encode_value(&(), None) {
+            Ok(Value::Bytes(_)) => PayloadKind::SocketIoBytes,
+            _ => PayloadKind::SocketIoText,
+        };
+        Self {
+            server: local.server_id(),
+            book: Book::new(ns, state.config.mode(local.path())),
+            local,
+            state: state.clone(),
+            kind,
+            refused,
+            me: OnceLock::new(),
+            warned: AtomicBool::new(false),
+        }
+    }
+
+    fn init(self: Arc<Self>, on_success: impl FnOnce() + Send + 'static) -> Self::InitRes {
+        let result = self.init_now();
+        if result.is_ok() {
+            // Here and now: a dynamic namespace is made anew for every client until this has run.
+            on_success();
+        }
+        InitRes::new(result)
+    }
+
+    /// Takes the namespace out of the cluster. Done on the first poll, which is all that socketioxide gives it.
+    async fn close(&self) -> Result<(), Self::Error> {
+        self.book.close();
+        Ok(())
+    }
+
+    /// This server and the nodes that it could send to. A node with several servers counts once.
+    async fn server_count(&self) -> Result<u16, Self::Error> {
+        Ok(u16::try_from(self.state.hub.peer_count() + 1).unwrap_or(u16::MAX))
+    }
+
+    /// Serves the sockets here, then hands the packet to the queues of the nodes that need it.
+    ///
+    /// # Errors
+    /// [`BroadcastError::Adapter`] with an [`Error`] when other nodes could not be served, else what went wrong here.
+    async fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Result<(), BroadcastError> {
+        self.broadcast_now(packet, opts)
+    }
+
+    async fn broadcast_with_ack(
+        &self,
+        packet: Packet,
+        opts: BroadcastOptions,
+        timeout: Option<Duration>,
+    ) -> Result<Self::AckStream, Self::Error> {
+        self.only_here("broadcast_with_ack", &opts)?;
+        Ok(self.local.broadcast_with_ack(packet, opts, timeout).0)
+    }
+
+    fn add_sockets(
+        &self,
+        opts: BroadcastOptions,
+        rooms: impl RoomParam,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        let rooms = rooms.into_room_iter().collect();
+        async move { self.add_sockets_now(opts, rooms) }
+    }
+
+    fn del_sockets(
+        &self,
+        opts: BroadcastOptions,
+        rooms: impl RoomParam,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        let rooms = rooms.into_room_iter().collect();
+        async move { self.del_sockets_now(opts, rooms) }
+    }
+
+    async fn disconnect_socket(&self, opts: BroadcastOptions) -> Result<(), BroadcastError> {
+        self.only_here("disconnect_socket", &opts).map_err(AdapterError::from)?;
+        self.local.disconnect_socket(opts).map_err(BroadcastError::Socket)
+    }
+
+    async fn rooms(&self, opts: BroadcastOptions) -> Result<Vec<Room>, Self::Error> {
+        self.only_here("rooms", &opts)?;
+        Ok(self.local.rooms(opts).into_iter().collect())
+    }
+
+    async fn fetch_sockets(&self, opts: BroadcastOptions) -> Result<Vec<RemoteSocketData>, Self::Error> {
+        self.only_here("fetch_sockets", &opts)?;
+        Ok(self.local.fetch_sockets(opts))
+    }
+
+    fn get_local(&self) -> &CoreLocalAdapter<E> {
+        self.touched();
+        &self.local
+    }
+}
+
+impl<E> Drop for RoomcastAdapter<E> {
+    fn drop(&mut self) {
+        self.book.close();
+    }
+}
+
+/// The payload of a frame: the text with the attachments behind it, or the bytes. One copy if there are attachments,
+/// else none.
+fn encode(value: Value) -> (PayloadKind, Bytes, SmallVec<[u32; 4]>) {
+    match value {
+        Value::Bytes(bytes) => (PayloadKind::SocketIoBytes, bytes, SmallVec::new()),
+        Value::Str(text, attachments) => {
+            let attachments = attachments.unwrap_or_default();
+            if attachments.is_empty() {
+                return (PayloadKind::SocketIoText, text.into(), SmallVec::new());
+            }
+            let total = attachments.iter().map(Bytes::len).sum::<usize>();
+            let mut payload = BytesMut::with_capacity(text.len() + total);
+            payload.extend_from_slice(text.as_bytes());
+            attachments.iter().for_each(|attachment| payload.extend_from_slice(attachment));
+            // A length over 4 GiB is over every limit of a frame, so the frame is refused anyway.
+            let lengths = attachments.iter().map(|a| u32::try_from(a.len()).unwrap_or(u32::MAX)).collect();
+            (PayloadKind::SocketIoText, payload.freeze(), lengths)
+        }
+    }
+}
+
+fn namespace(path: &str) -> Result<Namespace, InitError> {
+    if !path.starts_with('/') {
+        return Err(InitError::Slash(path.chars().take(80).collect()));
+    }
+    Ok(Namespace::new(path)?)
+}
+
+/// A namespace for adapters that are never put to work.
+#[expect(clippy::expect_used, reason = "the name is a constant within the limits")]
+fn nowhere() -> Namespace {
+    Namespace::new(SERVERS).expect("a short constant name")
+}

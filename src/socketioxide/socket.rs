@@ -1,0 +1,193 @@
+//! The extractor for handlers of exact namespaces.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use ::socketioxide::SocketError;
+use ::socketioxide::extract::SocketRef;
+use ::socketioxide::handler::{FromConnectParts, FromDisconnectParts, FromMessageParts};
+use ::socketioxide::socket::{DisconnectReason, Socket as RawSocket};
+use socketioxide_core::Value;
+use socketioxide_core::adapter::{Room, RoomParam};
+
+use super::Adapter;
+use super::adapter::{Rooms, adapter_behind};
+use super::book::Holder;
+use crate::core::interest::RoomMode;
+
+/// A socket, as handlers take it: all of [`SocketRef`], with room methods that tell the cluster which rooms are wanted
+/// here.
+///
+/// An extractor for connect, message and disconnect handlers and for middlewares. Exact namespaces need it; in flood
+/// namespaces it does the same as [`SocketRef`]. What it announced is taken back when the socket goes, also when a
+/// middleware refuses the socket.
+///
+/// ```no_run
+/// # async fn doc(io: socketioxide::SocketIo<roomcast::socketioxide::Adapter>) {
+/// io.ns("/", async |socket: roomcast::socketioxide::Socket| socket.join("lobby")).await.unwrap();
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Socket {
+    socket: SocketRef<Adapter>,
+    /// What an exact namespace needs to know; none in a flood namespace.
+    exact: Option<Exact>,
+}
+
+#[derive(Clone)]
+struct Exact {
+    holder: Arc<Holder>,
+    adapter: Weak<dyn Rooms>,
+    /// Whether the socket was seen connected: if it is not any more, it has gone.
+    connected: Arc<AtomicBool>,
+}
+
+/// What stays in the extensions of a socket, as long as the socket lives.
+#[derive(Clone)]
+struct Guard(Option<Exact>);
+
+impl Socket {
+    fn new(socket: &Arc<RawSocket<Adapter>>) -> Self {
+        let socket = SocketRef::from(Arc::clone(socket));
+        let exact = match socket.extensions.get::<Guard>() {
+            Some(Guard(exact)) => exact,
+            None => guard(&socket),
+        };
+        let this = Self { socket, exact };
+        this.note_connected();
+        this
+    }
+
+    /// Joins rooms, at once. Other nodes hear of it within the interest tick of the node (5 ms by default).
+    ///
+    /// Without effect on a socket that has gone.
+    pub fn join(&self, rooms: impl RoomParam) {
+        let Some((exact, adapter)) = self.exact() else { return self.socket.join(rooms) };
+        let rooms: Vec<Room> = rooms.into_room_iter().collect();
+        self.note_connected();
+        adapter.join(&exact.holder, rooms.clone());
+        // The server forgets the rooms of a socket once, when it goes: a later join would stay for ever.
+        if exact.connected.load(Ordering::Acquire) && !self.socket.connected() {
+            adapter.leave(&exact.holder, rooms);
+        }
+    }
+
+    /// Leaves rooms, at once.
+    pub fn leave(&self, rooms: impl RoomParam) {
+        match self.exact() {
+            Some((exact, adapter)) => adapter.leave(&exact.holder, rooms.into_room_iter().collect()),
+            None => self.socket.leave(rooms),
+        }
+    }
+
+    /// Leaves every room, at once.
+    pub fn leave_all(&self) {
+        match self.exact() {
+            Some((exact, adapter)) => adapter.leave_all(&exact.holder),
+            None => self.socket.leave_all(),
+        }
+    }
+
+    /// The rooms of the socket.
+    pub fn rooms(&self) -> Vec<Room> {
+        match self.exact() {
+            Some((_, adapter)) => adapter.rooms(self.socket.id),
+            None => self.socket.rooms(),
+        }
+    }
+
+    /// Disconnects the socket from its namespace.
+    ///
+    /// # Errors
+    /// [`SocketError::InternalChannelFull`] when the client could not be told; the socket stays.
+    pub fn disconnect(self) -> Result<(), SocketError> {
+        self.socket.disconnect()
+    }
+
+    /// The socket without the room methods of this type.
+    pub fn into_inner(self) -> SocketRef<Adapter> {
+        self.socket
+    }
+
+    fn exact(&self) -> Option<(&Exact, Arc<dyn Rooms>)> {
+        let exact = self.exact.as_ref()?;
+        Some((exact, exact.adapter.upgrade()?))
+    }
+
+    fn note_connected(&self) {
+        if let Some(exact) = &self.exact
+            && self.socket.connected()
+        {
+            exact.connected.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// Puts the guard into the extensions of a socket that is seen for the first time.
+fn guard(socket: &SocketRef<Adapter>) -> Option<Exact> {
+    let adapter = adapter_behind(|| _ = socket.rooms())?;
+    let book = adapter.book();
+    if book.mode() == RoomMode::Flood {
+        socket.extensions.insert(Guard(None));
+        return None;
+    }
+    let kept = || socket.extensions.get::<Guard>();
+    let keep = |holder| {
+        let exact = Exact { holder, adapter: Arc::downgrade(&adapter), connected: Arc::default() };
+        let guard = Guard(Some(exact));
+        socket.extensions.insert(guard.clone());
+        guard
+    };
+    book.guard(socket.id, kept, keep).0
+}
+
+impl Deref for Socket {
+    type Target = SocketRef<Adapter>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.socket
+    }
+}
+
+impl PartialEq for Socket {
+    fn eq(&self, other: &Self) -> bool {
+        self.socket == other.socket
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.socket, f)
+    }
+}
+
+impl FromConnectParts<Adapter> for Socket {
+    type Error = Infallible;
+
+    fn from_connect_parts(socket: &Arc<RawSocket<Adapter>>, _: &Option<Value>) -> Result<Self, Infallible> {
+        Ok(Self::new(socket))
+    }
+}
+
+impl FromMessageParts<Adapter> for Socket {
+    type Error = Infallible;
+
+    fn from_message_parts(
+        socket: &Arc<RawSocket<Adapter>>,
+        _: &mut Value,
+        _: &Option<i64>,
+    ) -> Result<Self, Infallible> {
+        Ok(Self::new(socket))
+    }
+}
+
+impl FromDisconnectParts<Adapter> for Socket {
+    type Error = Infallible;
+
+    fn from_disconnect_parts(socket: &Arc<RawSocket<Adapter>>, _: DisconnectReason) -> Result<Self, Infallible> {
+        Ok(Self::new(socket))
+    }
+}

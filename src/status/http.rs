@@ -1,0 +1,171 @@
+//! The status endpoint: HTTP, read only, without secrets. On loopback unless asked otherwise.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::Report;
+use crate::hub::lock;
+use crate::node::Node;
+
+/// Where the status endpoint listens. Made from a [`SocketAddr`] for one on loopback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatusConfig {
+    /// The TCP address. Port 0 takes a free port.
+    pub addr: SocketAddr,
+    /// Whether `addr` may be other than loopback. Default is false: whoever reaches the endpoint sees the names and
+    /// addresses of all nodes, and nothing asks who is there. Set it where the network keeps strangers out, for example
+    /// for the probes of Kubernetes.
+    pub allow_non_loopback: bool,
+}
+
+impl StatusConfig {
+    /// Allows addresses other than loopback. See [`StatusConfig::allow_non_loopback`].
+    pub fn expose(self) -> Self {
+        Self { allow_non_loopback: true, ..self }
+    }
+}
+
+impl From<SocketAddr> for StatusConfig {
+    fn from(addr: SocketAddr) -> Self {
+        Self { addr, allow_non_loopback: false }
+    }
+}
+
+/// A running status endpoint. Dropping it closes the listener, and with the answer under way each connection; it keeps
+/// no clone of the node then.
+#[must_use = "the endpoint stops when this is dropped"]
+pub struct StatusServer {
+    addr: SocketAddr,
+    source: Source,
+    /// Dropped to stop the server.
+    _running: oneshot::Sender<()>,
+}
+
+/// The node that is reported, until the server goes: a connection that hangs must not keep the node running.
+type Source = Arc<Mutex<Option<Node>>>;
+
+impl StatusServer {
+    /// The address that it listens on, with the real port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl Drop for StatusServer {
+    fn drop(&mut self) {
+        // Taken first, dropped after: the last clone stops the node, and that must not happen under the lock.
+        let node = lock(&self.source).take();
+        drop(node);
+    }
+}
+
+impl fmt::Debug for StatusServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusServer").field("addr", &self.addr).finish_non_exhaustive()
+    }
+}
+
+/// Serves the status of `node` until the result is dropped. Runs on the tokio runtime that this is called on.
+///
+/// # Errors
+/// `PermissionDenied` when the address is not loopback and that was not allowed, else what binding says. Nothing is left
+/// running then.
+pub async fn serve(node: &Node, config: impl Into<StatusConfig>) -> io::Result<StatusServer> {
+    let StatusConfig { addr, allow_non_loopback } = config.into();
+    if !allow_non_loopback && !addr.ip().to_canonical().is_loopback() {
+        let message = format!(
+            "refusing to serve the status on {addr}: it is not loopback and everyone who reaches it can read it; \
+             use StatusConfig::expose() to allow it"
+        );
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+    }
+    let listener = TcpListener::bind(addr).await?;
+    let addr = listener.local_addr()?;
+    let (running, stopped) = oneshot::channel::<()>();
+    let stopped = async {
+        // Nothing is ever sent: this ends when the sender is dropped.
+        let _ = stopped.await;
+    };
+    let source: Source = Arc::new(Mutex::new(Some(node.clone())));
+    let server = axum::serve(listener, routes(&source)).with_graceful_shutdown(stopped);
+    let id = node.id().clone();
+    tracing::info!(node = %id, %addr, "the status endpoint listens");
+    tokio::spawn(async move {
+        if let Err(error) = server.await {
+            tracing::warn!(node = %id, %error, "the status endpoint ended");
+        }
+    });
+    Ok(StatusServer { addr, source, _running: running })
+}
+
+/// The routes `/status`, `/livez` and `/readyz`, to mount in a server of your own. It holds a clone of `node`, which
+/// does not stop by itself while the router lives.
+pub fn router(node: &Node) -> Router {
+    routes(&Arc::new(Mutex::new(Some(node.clone()))))
+}
+
+fn routes(source: &Source) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .with_state(Arc::clone(source))
+}
+
+fn current(source: &Source) -> Option<Node> {
+    lock(source).clone()
+}
+
+fn unavailable(reason: impl Into<String>) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, reason.into()).into_response()
+}
+
+fn stopped() -> Response {
+    unavailable("the status endpoint is closed")
+}
+
+/// The whole [`Report`], indented for readers.
+async fn status(State(source): State<Source>) -> Response {
+    let Some(node) = current(&source) else { return stopped() };
+    match serde_json::to_vec_pretty(&Report::collect(&node)) {
+        Ok(mut json) => {
+            json.push(b'\n');
+            let headers = [
+                (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+                (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+            ];
+            (headers, json).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// 200 while the node lives: anything else is a reason to restart the process.
+async fn livez(State(source): State<Source>) -> Response {
+    let Some(node) = current(&source) else { return stopped() };
+    if node.is_live() {
+        return "ok".into_response();
+    }
+    unavailable("the node has stopped or a part of it hangs")
+}
+
+/// 200 while the node is to be sent clients.
+async fn readyz(State(source): State<Source>) -> Response {
+    let Some(node) = current(&source) else { return stopped() };
+    if node.is_ready() {
+        return "ok".into_response();
+    }
+    // It may have become ready since; then it says so the next time.
+    let reason = Report::collect(&node).unready_reason().unwrap_or_else(|| "not ready".to_owned());
+    unavailable(reason)
+}

@@ -1,0 +1,14 @@
+//! What a node says about itself: read only, from published state; it never touches the way of a message.
+//!
+//! [`Report`] is the whole of it. With the feature `status`, [`serve`] answers `GET /status`, `/livez` and `/readyz`.
+
+#[cfg(feature = "status")]
+mod http;
+mod report;
+
+#[cfg(feature = "status")]
+pub use http::{StatusConfig, StatusServer, router, serve};
+pub use report::{
+    CounterReport, DiscoveryReport, DropReport, GossipReport, InterestReport, LinkReport, MemberReport,
+    NodeReport, Report, SCHEMA_VERSION, UdpReport,
+};
