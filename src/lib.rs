@@ -42,7 +42,6 @@ pub mod ids;
 pub mod node;
 pub mod plain;
 pub mod quic;
-#[cfg(feature = "status")]
 pub mod status;
 
 pub use config::Config;

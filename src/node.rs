@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hashbrown::HashMap;
 use quinn::AsyncUdpSocket;
-use rand::rngs::SysRng;
 use rand::TryRng;
+use rand::rngs::SysRng;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -25,12 +25,17 @@ use crate::ids::{Incarnation, NodeId};
 use crate::plain::NamespaceHandle;
 use crate::quic::endpoint::{self, BoundSocket};
 use crate::quic::handshake::{Card, CloseCode};
-use crate::quic::tls::{ClusterName, ClusterSecret, Identity};
+use crate::quic::tls::{ClusterName, ClusterSecret, Identity, PemFiles};
 
 /// Addresses that gossip and discovery want to reach and that wait to be dialled. More are dropped: both ask again.
 const WANTED: usize = 256;
-/// How often it is checked whether the certificate is due.
-const CERTIFICATE_CHECK: Duration = Duration::from_secs(60);
+/// How often it is checked whether the certificate is due, or its files have changed.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
+/// How often [`Node::ready`] looks.
+const READY_CHECK: Duration = Duration::from_millis(5);
+/// What to do without a secret.
+const NO_SECRET: &str = "a cluster secret is needed: pass ClusterSecret::from_env(\"ROOMCAST_SECRET\")? to .secret(); \
+                         `roomcast keygen` makes one";
 
 /// One member of a cluster. Cheap to clone; the node stops when the last clone is dropped.
 #[derive(Clone)]
@@ -72,6 +77,7 @@ pub struct NodeBuilder {
     seeds: Vec<String>,
     secret: Option<ClusterSecret>,
     accepted: Vec<ClusterSecret>,
+    pem: Option<PemFiles>,
     config: Config,
     resolver: Arc<dyn Resolver>,
     socket: Option<Arc<dyn AsyncUdpSocket>>,
@@ -91,6 +97,7 @@ impl Node {
             seeds: Vec::new(),
             secret: None,
             accepted: Vec::new(),
+            pem: None,
             config: Config::default(),
             resolver: Arc::new(SystemResolver),
             socket: None,
@@ -121,7 +128,7 @@ impl Node {
     }
 
     /// The UDP address that other nodes dial.
-    pub fn advertise(&self) -> SocketAddr {
+    pub fn advertise_addr(&self) -> SocketAddr {
         self.inner.advertise
     }
 
@@ -155,6 +162,13 @@ impl Node {
     pub fn is_ready(&self) -> bool {
         let looked = self.inner.discovery.snapshot().iter().all(|seed| seed.rounds > 0);
         *self.inner.state.borrow() == NodeState::Running && looked
+    }
+
+    /// Waits until [`is_ready`](Self::is_ready); for ever on a node that leaves before. Cancel safe.
+    pub async fn ready(&self) {
+        while !self.is_ready() {
+            tokio::time::sleep(READY_CHECK).await;
+        }
     }
 
     /// Whether the actors still work. Never depends on other nodes.
@@ -209,8 +223,9 @@ impl Node {
         &self.inner.hub
     }
 
-    pub(crate) fn started(&self) -> SystemTime {
-        self.inner.started
+    /// Milliseconds since the Unix epoch at the start of this run.
+    pub(crate) fn started_unix_ms(&self) -> u64 {
+        micros(self.inner.started) / 1000
     }
 
     pub(crate) fn udp_buffers(&self) -> (usize, usize) {
@@ -293,7 +308,8 @@ impl NodeBuilder {
         self
     }
 
-    /// The secret that all nodes of the cluster share. Required.
+    /// The secret that all nodes of the cluster share: each node makes its own certificate from it. Required, unless
+    /// [`certificates`](Self::certificates) are given.
     pub fn secret(mut self, secret: ClusterSecret) -> Self {
         self.secret = Some(secret);
         self
@@ -302,6 +318,14 @@ impl NodeBuilder {
     /// Another secret whose nodes are let in, too: for changing the secret without a break.
     pub fn also_accept(mut self, secret: ClusterSecret) -> Self {
         self.accepted.push(secret);
+        self
+    }
+
+    /// Certificates from PEM files instead of a secret, for example those of cert-manager. They are read again every
+    /// 10 s; when they are not good, the last good ones stay in use. The certificate must be good for
+    /// `node.<cluster>.roomcast`, as client and as server.
+    pub fn certificates(mut self, files: PemFiles) -> Self {
+        self.pem = Some(files);
         self
     }
 
@@ -357,26 +381,27 @@ impl NodeBuilder {
         let random_seed = self.random_seed.map_or_else(random_seed, Ok)?;
         let cluster = ClusterName::new(&self.cluster)?;
         let id = NodeId::new(self.id.unwrap_or_else(|| format!("node-{:08x}", random_seed >> 32)))?;
-        let secret = self.secret.ok_or_else(|| {
-            let help = "a cluster secret is needed: pass ClusterSecret::from_env(\"ROOMCAST_SECRET\")? to .secret(); `roomcast keygen` makes one";
-            StartError::Config(help.into())
-        })?;
         let seeds = self.seeds.iter().map(|seed| seed.parse()).collect::<Result<Vec<Seed>, _>>()?;
         let listen: SocketAddr = self.listen.parse().map_err(|_| {
             StartError::Config(format!("listen on {:?}: give ip:port, for example 0.0.0.0:7946", self.listen))
         })?;
         let started = wall_clock();
-        let identity = Identity::from_secret(
-            cluster.clone(),
-            &secret,
-            &self.accepted,
-            self.config.certificates.clone(),
-            started,
-        )?;
+        let certificates = self.config.certificates.clone();
+        let identity = match (self.secret, self.pem) {
+            (Some(secret), None) => {
+                Identity::from_secret(cluster.clone(), &secret, &self.accepted, certificates, started)?
+            }
+            (None, Some(files)) => Identity::from_pem_files(cluster.clone(), files, started)?,
+            (Some(_), Some(_)) => {
+                return Err(StartError::Config("give a secret or certificates, not both".into()));
+            }
+            (None, None) => return Err(StartError::Config(NO_SECRET.into())),
+        };
         let (socket, udp_buffers) = match self.socket {
             Some(socket) => (socket, (0, 0)),
             None => {
-                let BoundSocket { socket, recv_bytes, send_bytes } = endpoint::bind(listen, &self.config.quic)?;
+                let BoundSocket { socket, recv_bytes, send_bytes } =
+                    endpoint::bind(listen, &self.config.quic)?;
                 (endpoint::async_socket(socket)?, (recv_bytes, send_bytes))
             }
         };
@@ -394,7 +419,8 @@ impl NodeBuilder {
         let carrier = Arc::clone(&links) as Arc<dyn transport::Carrier>;
         let gossip_config = hub.config.gossip.clone();
         let gossip =
-            Gossip::start(gossip_config, cluster.as_str(), &id, incarnation, advertise, carrier, arrived).await?;
+            Gossip::start(gossip_config, cluster.as_str(), &id, incarnation, advertise, carrier, arrived)
+                .await?;
         let gossip = Arc::new(gossip);
         let card = Card { cluster: cluster.clone(), id, incarnation, advertise, nonce: 0 };
         let seed = system::Seed {
@@ -429,7 +455,7 @@ impl NodeBuilder {
                 },
                 Arc::clone(&discovery),
             )),
-            tokio::spawn(renew_certificates(Arc::clone(&identity), hub.id.clone())),
+            tokio::spawn(keep_certificates(Arc::clone(&identity), hub.id.clone())),
         ];
         tracing::info!(node = %hub.id, cluster = %cluster, %local, %advertise, %incarnation, "node started");
         Ok(Node {
@@ -453,17 +479,27 @@ impl NodeBuilder {
     }
 }
 
-async fn renew_certificates(identity: Arc<Identity>, node: NodeId) {
+async fn keep_certificates(identity: Arc<Identity>, node: NodeId) {
     loop {
         tokio::time::sleep(CERTIFICATE_CHECK).await;
         let now = wall_clock();
-        if !identity.renew_due(now) {
-            continue;
-        }
-        match identity.renew(now) {
-            Ok(()) => tracing::debug!(%node, "certificate renewed"),
-            Err(error) => tracing::error!(%node, %error, "failed to renew the certificate; the old one is kept"),
-        }
+        let (identity, node) = (Arc::clone(&identity), node.clone());
+        // Reads files, makes keys: not on a thread that must not wait.
+        let kept = tokio::task::spawn_blocking(move || {
+            let renewed = if identity.renew_due(now) {
+                identity.renew(now).map(|()| true)
+            } else {
+                identity.reload_if_changed(now)
+            };
+            match renewed {
+                Ok(true) => tracing::info!(%node, "certificate renewed"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(%node, %error, "failed to renew the certificate; the old one is kept");
+                }
+            }
+        });
+        let _ = kept.await;
     }
 }
 
@@ -475,7 +511,9 @@ fn advertised(given: Option<&str>, local: SocketAddr) -> Result<SocketAddr, Star
             .parse::<SocketAddr>()
             .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, local.port())))
             .map_err(|_| {
-                StartError::Config(format!("advertise {text:?}: give ip:port or ip, for example 10.0.0.7:7946"))
+                StartError::Config(format!(
+                    "advertise {text:?}: give ip:port or ip, for example 10.0.0.7:7946"
+                ))
             })?,
     };
     let addr = if given.is_none() && addr.ip().is_unspecified() {
@@ -484,7 +522,8 @@ fn advertised(given: Option<&str>, local: SocketAddr) -> Result<SocketAddr, Star
         addr
     };
     if addr.ip().is_unspecified() || addr.port() == 0 {
-        let reason = "nobody can dial it: pass the address of this machine to .advertise(), in Kubernetes the pod IP";
+        let reason =
+            "nobody can dial it: pass the address of this machine to .advertise(), in Kubernetes the pod IP";
         return Err(StartError::Config(AdvertiseError { addr, reason: reason.into() }.to_string()));
     }
     Ok(addr)
@@ -519,14 +558,6 @@ fn micros(time: SystemTime) -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-impl Node {
-    /// Milliseconds since the Unix epoch at the start of this run.
-    pub(crate) fn started_unix_ms(&self) -> u64 {
-        micros(self.started()) / 1000
-    }
-}
-
-/// For tests of this file.
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -31,6 +31,8 @@ const MAILBOX: usize = 1024;
 const TICK: Duration = Duration::from_millis(100);
 /// A view is not taken more often than this.
 const VIEW_PAUSE: Duration = Duration::from_millis(20);
+/// How long a connection that was closed as a duplicate is given until the other one is the link.
+const REPLACEMENT_TIME: Duration = Duration::from_millis(500);
 /// News of a member is gossiped at once to so many linked nodes.
 const SPREAD: usize = 3;
 /// The most addresses whose dials are remembered. The oldest that are not in use are forgotten first.
@@ -90,11 +92,8 @@ struct Dial {
 
 impl Membership {
     pub(crate) fn new(parts: Parts) -> Self {
-        let members = Members::new(
-            parts.hub.id.clone(),
-            parts.hub.incarnation,
-            parts.hub.config.members.clone(),
-        );
+        let members =
+            Members::new(parts.hub.id.clone(), parts.hub.incarnation, parts.hub.config.members.clone());
         let rng = StdRng::seed_from_u64(parts.random_seed);
         Self {
             parts,
@@ -115,7 +114,10 @@ impl Membership {
     /// Dials an address unless it is linked, being dialled, our own, or was tried a moment ago.
     fn dial(&mut self, addr: SocketAddr, ctx: &mut Context<Self>) {
         let now = self.now_ms();
-        if self.draining || self.parts.links.is_linked(addr) || self.dialling >= self.parts.hub.config.link.max_dials {
+        if self.draining
+            || self.parts.links.is_linked(addr)
+            || self.dialling >= self.parts.hub.config.link.max_dials
+        {
             return;
         }
         self.forget_old_dials();
@@ -144,8 +146,12 @@ impl Membership {
         if self.dials.len() < MAX_ADDRESSES {
             return;
         }
-        let mut idle: Vec<_> =
-            self.dials.iter().filter(|(_, dial)| !dial.under_way).map(|(addr, dial)| (dial.since_ms, *addr)).collect();
+        let mut idle: Vec<_> = self
+            .dials
+            .iter()
+            .filter(|(_, dial)| !dial.under_way)
+            .map(|(addr, dial)| (dial.since_ms, *addr))
+            .collect();
         idle.sort_unstable();
         for (_, addr) in idle.into_iter().take(MAX_ADDRESSES / 4) {
             self.dials.remove(&addr);
@@ -158,9 +164,10 @@ impl Membership {
         let patience = u64::try_from(self.parts.hub.config.link.dial_yield.as_millis()).unwrap_or(u64::MAX);
         for (id, incarnation, addr) in self.members.candidates() {
             let leaving = self.members.get(&id).is_some_and(|member| member.state == MemberState::Leaving);
-            let linked = self.peers.get(&id).is_some_and(|entry| {
-                entry.incarnation == incarnation && entry.link.is_some()
-            });
+            let linked = self
+                .peers
+                .get(&id)
+                .is_some_and(|entry| entry.incarnation == incarnation && entry.link.is_some());
             if leaving || linked {
                 continue;
             }
@@ -213,8 +220,12 @@ impl Membership {
 
     /// Gossips news at once instead of at the next interval.
     fn spread(&mut self) {
-        let mut linked: Vec<_> =
-            self.peers.values().filter(|entry| entry.link.is_some()).map(|entry| entry.queue.advertise).collect();
+        let mut linked: Vec<_> = self
+            .peers
+            .values()
+            .filter(|entry| entry.link.is_some())
+            .map(|entry| entry.queue.advertise)
+            .collect();
         for _ in 0..SPREAD.min(linked.len()) {
             let index = self.rng.random_range(0..linked.len());
             self.parts.gossip.contact(linked.swap_remove(index));
@@ -254,12 +265,17 @@ impl Membership {
             return Err(if card.incarnation < hub.incarnation {
                 stale(hub.incarnation)
             } else {
-                LinkError::Closed(format!("the node id {} is in use by this node, too; give each node its own id", card.id))
+                LinkError::Closed(format!(
+                    "the node id {} is in use by this node, too; give each node its own id",
+                    card.id
+                ))
             });
         }
         let known = self.peers.get(&card.id).map(|entry| entry.incarnation);
         if self.members.is_stale(&card.id, card.incarnation) {
-            return Err(stale(known.or(self.members.get(&card.id).map(|m| m.incarnation)).unwrap_or_default()));
+            return Err(stale(
+                known.or(self.members.get(&card.id).map(|m| m.incarnation)).unwrap_or_default(),
+            ));
         }
         match compare_run(known, card.incarnation) {
             Run::Older => return Err(stale(known.unwrap_or_default())),
@@ -284,8 +300,14 @@ impl Membership {
             links: Arc::clone(&self.parts.links),
         };
         let actor = Peer::new(context, Arc::clone(&queue)).start();
-        let entry =
-            Entry { incarnation: card.incarnation, actor: actor.clone(), queue, link: None, gone_since_ms: None, heard: false };
+        let entry = Entry {
+            incarnation: card.incarnation,
+            actor: actor.clone(),
+            queue,
+            link: None,
+            gone_since_ms: None,
+            heard: false,
+        };
         self.peers.insert(card.id.clone(), entry);
         Ok(actor)
     }
@@ -305,6 +327,27 @@ impl Membership {
         actix::spawn(async move {
             let _ = actor.send(Retire(code)).await;
         });
+    }
+
+    fn link_down(&mut self, down: LinkDown, ctx: &mut Context<Self>) {
+        let now = self.now_ms();
+        let LinkDown { id, incarnation, link, error } = down;
+        let Some(entry) = self.peers.get_mut(&id) else { return };
+        if entry.incarnation != incarnation || entry.link != Some(link) {
+            return;
+        }
+        entry.link = None;
+        tracing::info!(node = %self.parts.hub.id, peer = %id, reason = %error, "link down");
+        self.parts.hub.event(Event::LinkDown { peer: id.clone(), reason: error.to_string() });
+        if error == LinkError::Left {
+            self.retire(&id, Some(incarnation), CloseCode::Left);
+            let changes = self.members.said_goodbye(&id, incarnation, now);
+            self.apply(changes);
+        } else {
+            let changes = self.members.link_down(&id, incarnation, now);
+            self.apply(changes);
+            self.dial_candidates(ctx);
+        }
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
@@ -368,7 +411,12 @@ async fn offer(greeted: Greeted, membership: &Addr<Membership>) -> Result<NodeId
 }
 
 /// Takes incoming connections until the endpoint is closed.
-pub(crate) async fn accept_all(hub: Arc<Hub>, endpoint: quinn::Endpoint, card: Card, membership: Addr<Membership>) {
+pub(crate) async fn accept_all(
+    hub: Arc<Hub>,
+    endpoint: quinn::Endpoint,
+    card: Card,
+    membership: Addr<Membership>,
+) {
     let slots = Arc::new(tokio::sync::Semaphore::new(hub.config.link.max_handshakes));
     while let Some(incoming) = endpoint.accept().await {
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
@@ -573,7 +621,8 @@ impl Handler<LinkUp> for Membership {
 
     fn handle(&mut self, up: LinkUp, _: &mut Self::Context) {
         let now = self.now_ms();
-        let Some(entry) = self.peers.get_mut(&up.id).filter(|entry| entry.incarnation == up.incarnation) else {
+        let Some(entry) = self.peers.get_mut(&up.id).filter(|entry| entry.incarnation == up.incarnation)
+        else {
             return;
         };
         entry.link = Some(up.link);
@@ -601,25 +650,15 @@ impl Handler<LinkDown> for Membership {
     type Result = ();
 
     fn handle(&mut self, down: LinkDown, ctx: &mut Self::Context) {
-        let now = self.now_ms();
-        let LinkDown { id, incarnation, link, error } = down;
-        tracing::info!(node = %self.parts.hub.id, peer = %id, reason = %error, "link down");
-        if matches!(error, LinkError::Violation(_)) {
+        if matches!(down.error, LinkError::Violation(_)) {
             count(&self.parts.hub.counters.violations, 1);
         }
-        self.parts.hub.event(Event::LinkDown { peer: id.clone(), reason: error.to_string() });
-        let Some(entry) = self.peers.get_mut(&id) else { return };
-        if entry.incarnation != incarnation || entry.link != Some(link) {
+        if down.error == LinkError::Duplicate {
+            // The other connection is about to take its place: nothing is down unless it does not.
+            ctx.run_later(REPLACEMENT_TIME, |membership, ctx| membership.link_down(down, ctx));
             return;
         }
-        entry.link = None;
-        let changes = self.members.link_down(&id, incarnation, now);
-        self.apply(changes);
-        if error == LinkError::Left {
-            self.retire(&id, Some(incarnation), CloseCode::Left);
-        } else {
-            self.dial_candidates(ctx);
-        }
+        self.link_down(down, ctx);
     }
 }
 

@@ -53,16 +53,19 @@ impl Peer {
     fn start(&mut self, greeted: Greeted, ctx: &mut Context<Self>) {
         self.standing = Some(dialled(&greeted));
         self.links += 1;
-        let (link, node, queue, addr) = (self.links, self.node.clone(), Arc::clone(&self.queue), ctx.address());
+        let (link, node, queue, addr) =
+            (self.links, self.node.clone(), Arc::clone(&self.queue), ctx.address());
         count(&queue.counters.links, 1);
         self.node.runtime.spawn(async move {
             let remote = greeted.conn.remote_address();
             let host = Host { registry: node.registry.clone(), links: Arc::clone(&node.links) };
             connection::open(&greeted, &queue);
             node.links.add(&queue, remote);
-            let up = LinkUp { id: queue.id.clone(), incarnation: queue.incarnation, addr: queue.advertise, link };
+            let up =
+                LinkUp { id: queue.id.clone(), incarnation: queue.incarnation, addr: queue.advertise, link };
             let _ = node.membership.send(up).await;
-            let error = connection::run(greeted, Arc::clone(&queue), Arc::clone(&node.hub), Arc::new(host)).await;
+            let error =
+                connection::run(greeted, Arc::clone(&queue), Arc::clone(&node.hub), Arc::new(host)).await;
             node.links.remove(&queue, remote);
             let _ = node.registry.send(LinkLost(Arc::clone(&queue))).await;
             // A link that is replaced at once does not count as lost.

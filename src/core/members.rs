@@ -15,7 +15,7 @@ pub enum MemberState {
     /// It announced that it is leaving, and it is not dead yet.
     Leaving,
     /// Both say it is gone, or a newer incarnation of it was heard of. Forgotten after
-    /// [`MembersConfig::dead_linger_ms`].
+    /// [`MembersConfig::dead_linger_ms`]; at once when it had announced that it leaves.
     Dead,
 }
 
@@ -121,7 +121,7 @@ impl Default for MembersConfig {
 /// While the newer one is no more than a rumour, the member listed is still the old one, as dead.
 ///
 /// * Inputs, each returns what it changed: [`gossip`](Self::gossip), [`link_up`](Self::link_up),
-///   [`link_down`](Self::link_down), [`tick`](Self::tick) (about once a second). `now_ms` should not go back;
+///   [`link_down`](Self::link_down), [`said_goodbye`](Self::said_goodbye), [`tick`](Self::tick) (about once a second). `now_ms` should not go back;
 ///   when it does, waits only get longer.
 /// * Getters: [`iter`](Self::iter), [`get`](Self::get), [`candidates`](Self::candidates),
 ///   [`is_stale`](Self::is_stale), [`conflict`](Self::conflict).
@@ -162,6 +162,8 @@ struct Node {
     leaving: bool,
     /// It was a member and was forgotten: it is not dialled again on a mere rumour.
     forgotten: bool,
+    /// It said goodbye: that it still seems alive to gossip for a moment means nothing.
+    goodbye: bool,
     /// What is listed; of an older incarnation while the newest one is only a rumour.
     member: Option<Member>,
 }
@@ -219,6 +221,7 @@ impl Members {
         node.renew(incarnation, addr);
         node.addr = addr;
         node.link = Link::Up;
+        node.goodbye = false;
         if node.detector == Detector::Gone {
             node.detector = Detector::Never;
         }
@@ -230,6 +233,19 @@ impl Members {
         match self.nodes.get_mut(id) {
             Some(node) if node.incarnation == incarnation && node.link == Link::Up => {
                 node.link = Link::Lost { at_ms: now_ms };
+                self.settle(id, now_ms)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// This incarnation closed its link with a goodbye: it is gone at once, whatever gossip still says.
+    pub fn said_goodbye(&mut self, id: &NodeId, incarnation: Incarnation, now_ms: u64) -> Vec<MemberChange> {
+        match self.nodes.get_mut(id) {
+            Some(node) if node.incarnation == incarnation => {
+                node.link = Link::Lost { at_ms: now_ms };
+                node.detector = Detector::Gone;
+                (node.leaving, node.goodbye) = (true, true);
                 self.settle(id, now_ms)
             }
             _ => Vec::new(),
@@ -330,6 +346,7 @@ impl Node {
             link: Link::Never,
             leaving: false,
             forgotten: false,
+            goodbye: false,
             member: None,
         }
     }
@@ -353,7 +370,7 @@ impl Node {
         if self.link != Link::Up {
             self.addr = said.addr;
         }
-        if said.alive {
+        if said.alive && !self.goodbye {
             self.detector = Detector::Alive;
         } else if self.detector == Detector::Alive {
             self.detector = Detector::Gone;
@@ -428,7 +445,9 @@ impl Node {
             changes.push(MemberChange::StateChanged { member: member.clone(), was });
         }
         let dead = member.state == MemberState::Dead;
-        if dead && now_ms.saturating_sub(member.since_ms) >= config.dead_linger_ms {
+        // Who left on purpose is not waited for.
+        let linger_ms = if self.leaving && !superseded { 0 } else { config.dead_linger_ms };
+        if dead && now_ms.saturating_sub(member.since_ms) >= linger_ms {
             // A rumoured successor was never a member itself: it may still be dialled.
             if !superseded {
                 self.forgotten = true;

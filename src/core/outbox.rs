@@ -100,7 +100,7 @@ impl Outbox {
 
     /// The frames held.
     pub fn len(&self) -> u64 {
-        self.last.0 - self.held_from().0 + 1
+        self.last.0 + 1 - self.held_from().0
     }
 
     /// Whether nothing is held.

@@ -35,7 +35,7 @@ pub struct GossipConfig {
     pub initial_interval: Duration,
     /// A node is called dead when it was silent for this many times the usual time between two signs of life.
     /// With steady gossip that time is about an eighth of a second: 8 notices silence after 1 s, 16 after
-    /// 2 s, 32 after 4 s. Default is 8.
+    /// 2 s, 32 after 4 s. Default is 16.
     pub phi_threshold: f64,
     /// How long a dead incarnation is remembered; it stays in every digest for half of that. Short, so that
     /// the old incarnations of restarting nodes do not pile up there. Default is 120 s.
@@ -49,7 +49,7 @@ impl Default for GossipConfig {
         Self {
             interval: Duration::from_millis(250),
             initial_interval: Duration::from_millis(500),
-            phi_threshold: 8.0,
+            phi_threshold: 16.0,
             dead_node_grace: Duration::from_secs(120),
             max_message_bytes: 65 * 1024,
         }

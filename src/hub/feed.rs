@@ -5,9 +5,7 @@ use std::sync::Mutex;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::core::frame::{
-    FrameError, Head, InterestHead, InterestPart, WireMode, encode_head, encode_keys,
-};
+use crate::core::frame::{FrameError, Head, InterestHead, InterestPart, WireMode, encode_head, encode_keys};
 use crate::core::interest::{InterestChange, InterestDelta, RoomMode};
 use crate::hub::lock;
 
@@ -56,7 +54,8 @@ impl InterestFeed {
 
     /// Adds a delta. Returns its size on the wire.
     pub(crate) fn publish(&self, delta: &InterestDelta) -> Result<usize, FrameError> {
-        let frames = encode_parts(delta.version, &delta.changes, InterestPart::Delta, InterestPart::DeltaEnd)?;
+        let frames =
+            encode_parts(delta.version, &delta.changes, InterestPart::Delta, InterestPart::DeltaEnd)?;
         let frames = Bytes::from(frames.concat());
         let mut log = lock(&self.state);
         log.version = delta.version;
@@ -87,7 +86,10 @@ impl InterestFeed {
 }
 
 /// Encodes a snapshot, part by part.
-pub(crate) fn encode_snapshot(version: u64, chunks: &[Vec<InterestChange>]) -> Result<InterestSnapshot, FrameError> {
+pub(crate) fn encode_snapshot(
+    version: u64,
+    chunks: &[Vec<InterestChange>],
+) -> Result<InterestSnapshot, FrameError> {
     let changes: Vec<InterestChange> = chunks.iter().flatten().cloned().collect();
     let frames = encode_parts(version, &changes, InterestPart::Snapshot, InterestPart::SnapshotEnd)?;
     Ok(InterestSnapshot { version, frames })
@@ -180,8 +182,7 @@ mod tests {
         let limits = FrameLimits { max_frame_bytes: 80 * 1024, max_room_bytes: 256 };
         for (added, removed, frames) in [(0, 0, 1), (3, 3, 1), (20_000, 9_000, 5), (0, 8_193, 2)] {
             let delta = delta(1, added, removed);
-            let parts =
-                encode_parts(1, &delta.changes, InterestPart::Delta, InterestPart::DeltaEnd).unwrap();
+            let parts = encode_parts(1, &delta.changes, InterestPart::Delta, InterestPart::DeltaEnd).unwrap();
             assert_eq!(decode_stream(&parts.concat(), &limits), Ok(frames), "{added} {removed}");
         }
     }

@@ -263,7 +263,12 @@ impl Hub {
     }
 
     /// Adds a front for a namespace: other nodes now learn that `ns` is here.
-    pub(crate) fn attach(self: &Arc<Self>, ns: &Namespace, mode: RoomMode, inbound: Weak<dyn Inbound>) -> Attachment {
+    pub(crate) fn attach(
+        self: &Arc<Self>,
+        ns: &Namespace,
+        mode: RoomMode,
+        inbound: Weak<dyn Inbound>,
+    ) -> Attachment {
         let id = {
             let mut next_id = lock(&self.changes);
             *next_id += 1;

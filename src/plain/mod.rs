@@ -153,8 +153,19 @@ impl Inner {
 
     /// Delivers to the members here: of `rooms`, or all when there is none; not to those of `except`, nor to `sender`.
     fn deliver_here(&self, rooms: &[&str], except: &[&str], sender: Option<MemberId>, message: &Bytes) {
+        let crowd = match (rooms, except) {
+            ([], []) => Some(self.read().everyone()),
+            ([room], []) => self.read().room(room),
+            _ => return self.deliver_to_some(rooms, except, sender, message),
+        };
+        let crowd = crowd.iter().flat_map(|crowd| crowd.iter());
+        crowd.filter(|entry| Some(entry.id) != sender).for_each(|entry| self.deliver_to(entry, message));
+    }
+
+    /// As [`Self::deliver_here`], where members may be in several of the rooms.
+    fn deliver_to_some(&self, rooms: &[&str], except: &[&str], sender: Option<MemberId>, message: &Bytes) {
         let mut crowds: SmallVec<[Arc<Vec<Entry>>; 4]> = SmallVec::new();
-        let mut left_out: SmallVec<[Arc<Vec<Entry>>; 2]> = SmallVec::new();
+        let mut left_out: SmallVec<[Arc<Vec<Entry>>; 4]> = SmallVec::new();
         {
             let locals = self.read();
             if rooms.is_empty() {
@@ -163,16 +174,12 @@ impl Inner {
             crowds.extend(rooms.iter().filter_map(|room| locals.room(room)));
             left_out.extend(except.iter().filter_map(|room| locals.room(room)));
         }
-        let wanted = |entry: &&Entry| Some(entry.id) != sender;
-        if let ([crowd], []) = (&crowds[..], &left_out[..]) {
-            crowd.iter().filter(wanted).for_each(|entry| self.deliver_to(entry, message));
-            return;
-        }
         let mut out: SmallVec<[MemberId; 16]> =
             left_out.iter().flat_map(|c| c.iter().map(|e| e.id)).collect();
+        out.extend(sender);
         out.sort_unstable();
         let mut entries: SmallVec<[&Entry; 16]> = crowds.iter().flat_map(|crowd| crowd.iter()).collect();
-        entries.retain(|entry| wanted(&&**entry) && out.binary_search(&entry.id).is_err());
+        entries.retain(|entry| out.binary_search(&entry.id).is_err());
         entries.sort_unstable_by_key(|entry| entry.id);
         entries.dedup_by_key(|entry| entry.id);
         entries.into_iter().for_each(|entry| self.deliver_to(entry, message));

@@ -23,7 +23,7 @@ use crate::error::{DropReason, LinkError};
 use crate::event::Event;
 use crate::hub::Hub;
 use crate::hub::feed::{InterestSnapshot, Next};
-use crate::hub::peer::{LentInbox, PeerQueue, LinkPath, count};
+use crate::hub::peer::{LentInbox, LinkPath, PeerQueue, count};
 use crate::ids::{Namespace, Seq};
 use crate::quic::handshake::{CloseCode, FrameReader, Greeted, connection_error, split_frame};
 
@@ -88,7 +88,12 @@ pub(crate) fn open(greeted: &Greeted, peer: &PeerQueue) {
 }
 
 /// Runs a link until it ends; says why. When it returns, nothing of it is left running.
-pub(crate) async fn run(greeted: Greeted, peer: Arc<PeerQueue>, hub: Arc<Hub>, host: Arc<dyn LinkHost>) -> LinkError {
+pub(crate) async fn run(
+    greeted: Greeted,
+    peer: Arc<PeerQueue>,
+    hub: Arc<Hub>,
+    host: Arc<dyn LinkHost>,
+) -> LinkError {
     let Greeted { conn, send, reader, .. } = greeted;
     let own_resume = peer.own_resume();
     let Some(inbox) = peer.lend_inbox() else {
@@ -112,7 +117,8 @@ pub(crate) async fn run(greeted: Greeted, peer: Arc<PeerQueue>, hub: Arc<Hub>, h
         unacked: 0,
     };
     tasks.spawn(read.run());
-    let write = Writer { send, peer: Arc::clone(&peer), hub: Arc::clone(&hub), host: Arc::clone(&host), signals };
+    let write =
+        Writer { send, peer: Arc::clone(&peer), hub: Arc::clone(&hub), host: Arc::clone(&host), signals };
     tasks.spawn(write.run(own_resume, resume_rx));
     tasks.spawn(read_datagrams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub)));
     tasks.spawn(read_short_streams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub), host));
@@ -257,7 +263,9 @@ impl Reader {
                 return Ok(());
             }
             self.snapshot = false;
-            self.apply(InterestUpdate::End).await?;
+            if !self.apply(InterestUpdate::End).await? {
+                return Ok(());
+            }
         } else {
             self.gathered.changes.extend(change);
             let keys: usize = self.gathered.changes.iter().map(|c| c.added.len() + c.removed.len()).sum();
@@ -268,18 +276,22 @@ impl Reader {
                 return Ok(());
             }
             let changes = std::mem::take(&mut self.gathered.changes);
-            self.apply(InterestUpdate::Delta(InterestDelta { version: head.version, changes })).await?;
+            if !self.apply(InterestUpdate::Delta(InterestDelta { version: head.version, changes })).await? {
+                return Ok(());
+            }
         }
         self.peer.interest_held.store(head.version, Ordering::Release);
         self.signal(&self.signals.ack);
         Ok(())
     }
 
-    async fn apply(&mut self, update: InterestUpdate) -> Result<(), LinkError> {
-        if self.host.interest(&self.peer, update).await? == Applied::Resync {
+    /// Whether it was applied; if not, a new snapshot is asked for.
+    async fn apply(&mut self, update: InterestUpdate) -> Result<bool, LinkError> {
+        let applied = self.host.interest(&self.peer, update).await?;
+        if applied == Applied::Resync {
             self.signal(&self.signals.want_snapshot);
         }
-        Ok(())
+        Ok(applied == Applied::Yes)
     }
 
     fn signal(&self, signal: &AtomicBool) {

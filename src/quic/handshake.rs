@@ -91,7 +91,11 @@ pub(crate) async fn dial(
 
 /// Takes an incoming connection as far as the other side's hello. The answer is [`Greeted::welcome`] or
 /// [`Greeted::refuse`].
-pub(crate) async fn accept(incoming: Incoming, own: &Card, limits: FrameLimits) -> Result<Greeted, LinkError> {
+pub(crate) async fn accept(
+    incoming: Incoming,
+    own: &Card,
+    limits: FrameLimits,
+) -> Result<Greeted, LinkError> {
     let conn = incoming.await.map_err(|error| connection_error(&error))?;
     if let Err(error) = tls::verify_peer_name(&conn, &own.cluster) {
         CloseCode::Refused.close(&conn, &error.to_string());

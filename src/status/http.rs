@@ -169,3 +169,113 @@ async fn readyz(State(source): State<Source>) -> Response {
     let reason = Report::collect(&node).unready_reason().unwrap_or_else(|| "not ready".to_owned());
     unavailable(reason)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::quic::tls::ClusterSecret;
+
+    async fn node(id: &str, seed: Option<&Node>) -> Node {
+        let secret = ClusterSecret::from_bytes([7; 32]).unwrap();
+        let seeds = seed.map(Node::local_addr);
+        let node = Node::builder().cluster("test").id(id).listen("127.0.0.1:0").seeds(seeds).secret(secret);
+        timeout(Duration::from_secs(20), node.start()).await.unwrap().unwrap()
+    }
+
+    /// The status line with the headers, and the body.
+    async fn ask(addr: SocketAddr, request: &str) -> (String, String) {
+        let ask = async {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            stream.write_all(format!("{request} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            (head.to_lowercase(), body.to_owned())
+        };
+        timeout(Duration::from_secs(10), ask).await.unwrap()
+    }
+
+    fn loopback() -> SocketAddr {
+        ([127, 0, 0, 1], 0).into()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_endpoint_tells_of_members_and_links() {
+        let a = node("a", None).await;
+        let b = node("b", Some(&a)).await;
+        let server = serve(&a, loopback()).await.unwrap();
+        let report = timeout(Duration::from_secs(20), async {
+            loop {
+                let (head, body) = ask(server.local_addr(), "GET /status").await;
+                assert!(head.contains(" 200 ") && head.contains("content-type: application/json"), "{head}");
+                let report: Report = serde_json::from_str(&body).unwrap();
+                if report.links.iter().any(|link| link.state == "up") && report.members.len() == 2 {
+                    return report;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let report = report.await.unwrap();
+        let members: Vec<_> = report.members.iter().map(|m| (&*m.id, &*m.state, m.linked)).collect();
+        assert_eq!(members, [("a", "live", true), ("b", "live", true)]);
+        assert_eq!(report.members[1].incarnation, b.incarnation().0);
+        assert_eq!((report.schema_version, &*report.cluster, report.live), (1, "test", true));
+        assert_eq!((&*report.node.id, report.node.incarnation), ("a", a.incarnation().0));
+        let link = &report.links[0];
+        assert_eq!((&*link.peer, link.address.as_deref()), ("b", Some(&*b.local_addr().to_string())));
+        assert!(link.round_trip_us.is_some() && link.uptime_ms.is_some() && link.links == 1, "{link:?}");
+        b.stop().await;
+        a.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn probes_follow_the_node() {
+        let a = node("a", None).await;
+        let server = serve(&a, loopback()).await.unwrap();
+        let addr = server.local_addr();
+        assert_eq!(ask(addr, "GET /livez").await.1, "ok");
+        timeout(Duration::from_secs(10), async {
+            while ask(addr, "GET /readyz").await.1 != "ok" {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap();
+        assert!(ask(addr, "POST /status").await.0.starts_with("http/1.0 405"));
+        assert!(ask(addr, "GET /").await.0.starts_with("http/1.0 404"));
+
+        a.drain().await;
+        let (head, body) = ask(addr, "GET /readyz").await;
+        assert!(head.starts_with("http/1.0 503") && body.contains("leaving"), "{head} {body}");
+        assert_eq!(ask(addr, "GET /livez").await.1, "ok");
+        a.stop().await;
+        assert!(ask(addr, "GET /livez").await.0.starts_with("http/1.0 503"));
+        drop(server);
+        timeout(Duration::from_secs(10), async {
+            while TcpStream::connect(addr).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("the listener closes");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn other_addresses_than_loopback_must_be_allowed() {
+        let a = node("a", None).await;
+        for addr in ["0.0.0.0:0", "[::]:0", "[::ffff:192.0.2.1]:0"] {
+            let error = serve(&a, addr.parse::<SocketAddr>().unwrap()).await.unwrap_err();
+            assert!(error.to_string().contains("expose()"), "{error}");
+        }
+        let any: SocketAddr = ([0, 0, 0, 0], 0).into();
+        let server = serve(&a, StatusConfig::from(any).expose()).await.unwrap();
+        assert_ne!(server.local_addr().port(), 0);
+        a.stop().await;
+    }
+}

@@ -120,8 +120,23 @@ fn leaving_wins_until_dead() {
     members.gossip(&leaving(true), 1);
     assert_eq!(state(&members, "a"), Some(Leaving));
     assert_eq!(down(&mut members, "a", 1, 2), []);
-    members.gossip(&leaving(false), 3);
-    assert_eq!(state(&members, "a"), Some(Dead));
+    let changes = members.gossip(&leaving(false), 3);
+    let [MemberChange::StateChanged { .. }, MemberChange::Left(left)] = &changes[..] else { panic!("{changes:?}") };
+    assert_eq!(left.state, Dead, "who left on purpose is not waited for");
+    assert!(dialled(&members).is_empty());
+}
+
+#[test]
+fn a_goodbye_counts_at_once_whatever_gossip_says() {
+    let mut members = members();
+    up(&mut members, "a", 1, 1, 0);
+    members.gossip(&[said("a", 1, 1, true)], 1);
+    let changes = members.said_goodbye(&id("a"), Incarnation(1), 2);
+    assert!(matches!(changes.last(), Some(MemberChange::Left(_))), "{changes:?}");
+    assert_eq!(members.gossip(&[said("a", 1, 1, true)], 3), [], "the detector is late");
+    assert!(dialled(&members).is_empty());
+    let changes = up(&mut members, "a", 2, 1, 4);
+    assert!(matches!(&changes[..], [MemberChange::Joined(m)] if m.incarnation == Incarnation(2)));
 }
 
 #[test]
