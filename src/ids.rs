@@ -80,10 +80,7 @@ impl Namespace {
         if path.is_empty() || path.len() > Self::MAX_LEN {
             return Err(IdError::Namespace(path.chars().take(80).collect()));
         }
-        Ok(Self {
-            path: path.into(),
-            key: xxh3_64(path.as_bytes()),
-        })
+        Ok(Self { path: path.into(), key: xxh3_64(path.as_bytes()) })
     }
 
     /// The path, for example `/chat`.

@@ -51,5 +51,5 @@ pub use event::{Event, Events};
 pub use hub::Receipt;
 pub use ids::{Incarnation, NodeId};
 pub use node::{Node, NodeBuilder};
-pub use plain::{Member, NamespaceHandle as Namespace, Sink};
+pub use plain::{Emit, EmitError, Member, MemberId, NamespaceHandle as Namespace, Rooms, Sink};
 pub use quic::tls::ClusterSecret;

@@ -58,7 +58,7 @@ pub(super) trait Rooms: Send + Sync + 'static {
     /// Takes a socket out of every room.
     fn leave_all(&self, holder: &Holder);
     /// The rooms of a socket.
-    fn rooms(&self, sid: Sid) -> Vec<Room>;
+    fn rooms_of(&self, sid: Sid) -> Vec<Room>;
 }
 
 /// Where a broadcast goes.
@@ -307,7 +307,7 @@ impl<E: SocketEmitter> Rooms for RoomcastAdapter<E> {
         }
     }
 
-    fn rooms(&self, sid: Sid) -> Vec<Room> {
+    fn rooms_of(&self, sid: Sid) -> Vec<Room> {
         self.local.socket_rooms(sid).into_iter().collect()
     }
 }
@@ -453,7 +453,6 @@ fn namespace(path: &str) -> Result<Namespace, InitError> {
 }
 
 /// A namespace for adapters that are never put to work.
-#[expect(clippy::expect_used, reason = "the name is a constant within the limits")]
 fn nowhere() -> Namespace {
     Namespace::new(SERVERS).expect("a short constant name")
 }

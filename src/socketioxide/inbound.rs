@@ -31,7 +31,9 @@ pub(super) enum Unreadable {
 impl<E: SocketEmitter> Inbound for RoomcastAdapter<E> {
     fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes) {
         // The plain API and other servers of this process may use the same path.
-        if head.kind == PayloadKind::Plain || head.server.is_some_and(|server| server != self.server().as_str()) {
+        if head.kind == PayloadKind::Plain
+            || head.server.is_some_and(|server| server != self.server().as_str())
+        {
             return;
         }
         if head.kind != self.kind() {
@@ -89,9 +91,12 @@ pub(super) fn value(head: &BroadcastHead<'_>, payload: &Bytes) -> Result<Value, 
 
 /// The options as the other node had them. Flags that this version does not know are left out.
 pub(super) fn options(head: &BroadcastHead<'_>) -> Result<BroadcastOptions, Unreadable> {
-    let rooms = |rooms: &[&str]| rooms.iter().map(|room| Room::from(Cow::Owned((*room).to_owned()))).collect();
+    let rooms =
+        |rooms: &[&str]| rooms.iter().map(|room| Room::from(Cow::Owned((*room).to_owned()))).collect();
     let sid = match head.socket {
-        Some(sid) => Some(sid.parse::<Sid>().map_err(|_| Unreadable::Socket(sid.chars().take(80).collect()))?),
+        Some(sid) => {
+            Some(sid.parse::<Sid>().map_err(|_| Unreadable::Socket(sid.chars().take(80).collect()))?)
+        }
         None => None,
     };
     let mut opts = BroadcastOptions::default();

@@ -152,7 +152,12 @@ impl RoomcastAdapterCtr {
     }
 
     fn with_hub(hub: &Arc<Hub>, config: RoomcastAdapterConfig) -> Self {
-        Self { hub: Arc::clone(hub), config: Arc::new(config), servers: Arc::new(Servers::new()), _node: None }
+        Self {
+            hub: Arc::clone(hub),
+            config: Arc::new(config),
+            servers: Arc::new(Servers::new()),
+            _node: None,
+        }
     }
 }
 
@@ -241,7 +246,6 @@ struct Servers {
 }
 
 impl Servers {
-    #[expect(clippy::expect_used, reason = "the name is a constant within the limits")]
     fn new() -> Self {
         let ns = Namespace::new(SERVERS).expect("a short constant name");
         Self { ns, here: Mutex::default() }

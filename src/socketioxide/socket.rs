@@ -94,7 +94,7 @@ impl Socket {
     /// The rooms of the socket.
     pub fn rooms(&self) -> Vec<Room> {
         match self.exact() {
-            Some((_, adapter)) => adapter.rooms(self.socket.id),
+            Some((_, adapter)) => adapter.rooms_of(self.socket.id),
             None => self.socket.rooms(),
         }
     }
@@ -187,7 +187,10 @@ impl FromMessageParts<Adapter> for Socket {
 impl FromDisconnectParts<Adapter> for Socket {
     type Error = Infallible;
 
-    fn from_disconnect_parts(socket: &Arc<RawSocket<Adapter>>, _: DisconnectReason) -> Result<Self, Infallible> {
+    fn from_disconnect_parts(
+        socket: &Arc<RawSocket<Adapter>>,
+        _: DisconnectReason,
+    ) -> Result<Self, Infallible> {
         Ok(Self::new(socket))
     }
 }

@@ -1,1 +1,390 @@
-#![cfg(test)]
+mod fake;
+mod server;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use socketioxide_core::adapter::errors::{AdapterError, BroadcastError};
+use socketioxide_core::adapter::{BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter};
+use socketioxide_core::packet::{Packet, PacketData};
+use socketioxide_core::{Sid, Uid, Value};
+
+use self::fake::{FakeAdapter, FakeParser, FakeSockets, Side, carry, event, now, text};
+use super::adapter::Rooms;
+use super::{Error, InitError, RoomcastAdapter, RoomcastAdapterConfig};
+use crate::core::interest::RoomMode;
+use crate::hub::peer::PeerQueue;
+
+/// Two nodes with one server each; `queue` leads from the first to the second.
+struct Pair {
+    a: Side,
+    b: Side,
+    from: FakeSockets,
+    to: FakeSockets,
+    sender: Arc<FakeAdapter>,
+    receiver: Arc<FakeAdapter>,
+    queue: Arc<PeerQueue>,
+}
+
+impl Pair {
+    fn new(config: &RoomcastAdapterConfig, parser: FakeParser) -> Self {
+        let (a, b) = (Side::new("a"), Side::new("b"));
+        let (from, to) = (FakeSockets::new("/chat", parser), FakeSockets::new("/chat", parser));
+        let sender = a.adapter(config.clone(), &from);
+        let receiver = b.adapter(config.clone(), &to);
+        let queue = a.meet(&b);
+        Self { a, b, from, to, sender, receiver, queue }
+    }
+
+    fn flood() -> Self {
+        Self::new(&RoomcastAdapterConfig::new(), FakeParser::Text)
+    }
+
+    fn exact() -> Self {
+        Self::new(&RoomcastAdapterConfig::new().with_exact_rooms(true), FakeParser::Text)
+    }
+
+    fn emit(&self, opts: BroadcastOptions) -> Result<(), BroadcastError> {
+        now(self.sender.broadcast(event("/chat", text(r#"["hi"]"#)), opts))
+    }
+
+    fn carry(&self) -> usize {
+        carry(&self.queue, &self.b)
+    }
+}
+
+fn to(rooms: &[&'static str]) -> BroadcastOptions {
+    let mut opts = BroadcastOptions::default();
+    opts.rooms = rooms.iter().map(|room| (*room).into()).collect();
+    opts
+}
+
+fn everyone() -> BroadcastOptions {
+    flagged(BroadcastOptions::default(), BroadcastFlags::Broadcast)
+}
+
+fn flagged(mut opts: BroadcastOptions, flag: BroadcastFlags) -> BroadcastOptions {
+    opts.add_flag(flag);
+    opts
+}
+
+fn refusal(result: Result<(), BroadcastError>) -> String {
+    match result {
+        Err(BroadcastError::Adapter(AdapterError(error))) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A proper join, as the extractor does it.
+fn join(adapter: &FakeAdapter, sid: Sid, room: &'static str) {
+    adapter.join(&adapter.book().holder(sid), vec![room.into()]);
+}
+
+#[test]
+fn text_and_attachments_arrive_as_they_were() {
+    let pair = Pair::flood();
+    let (here, there) = (pair.from.connect(), pair.to.connect());
+    let values = [
+        text(r#"["hi"]"#),
+        Value::Str(
+            "[\"bin\",{\"_placeholder\":true,\"num\":0}]".into(),
+            Some([Bytes::from_static(b"\0\xff")].into()),
+        ),
+        Value::Str("[]".into(), Some([Bytes::new(), Bytes::from_static(b"b"), Bytes::new()].into())),
+    ];
+    for value in values {
+        now(pair.sender.broadcast(event("/chat", value.clone()), everyone())).unwrap();
+        assert_eq!(pair.from.sent(), [(here, value.clone())]);
+        assert_eq!(pair.carry(), 1);
+        assert_eq!(pair.to.sent(), [(there, value)]);
+    }
+}
+
+#[test]
+fn bytes_arrive_as_they_were() {
+    let pair = Pair::new(&RoomcastAdapterConfig::new(), FakeParser::Bytes);
+    let there = pair.to.connect();
+    let value = Value::Bytes(Bytes::from_static(b"\x92\xa2hi\xc0"));
+    now(pair.sender.broadcast(event("/chat", value.clone()), everyone())).unwrap();
+    assert_eq!(pair.carry(), 1);
+    assert_eq!(pair.to.sent(), [(there, value)]);
+}
+
+#[test]
+fn a_value_of_another_parser_is_dropped() {
+    let mut pair = Pair::flood();
+    pair.to = FakeSockets::new("/chat", FakeParser::Bytes);
+    pair.receiver = pair.b.adapter(RoomcastAdapterConfig::new(), &pair.to);
+    pair.to.connect();
+    pair.emit(everyone()).unwrap();
+    assert_eq!(pair.carry(), 1);
+    assert_eq!(pair.to.sent(), []);
+    assert!(pair.receiver.warned.load(Ordering::Relaxed));
+}
+
+#[test]
+fn options_select_the_same_sockets_there() {
+    let pair = Pair::flood();
+    let [lobby, both, none] = [pair.to.connect(), pair.to.connect(), pair.to.connect()];
+    pair.receiver.local().add_all(lobby, "lobby");
+    pair.receiver.local().add_all(both, ["lobby", "quiet"]);
+    let mut quiet = to(&["lobby"]);
+    quiet.except = ["quiet".into()].into_iter().collect();
+    let mut loud = everyone();
+    loud.except = quiet.except.clone();
+    let mut sender = everyone();
+    sender.sid = Some(none);
+    let mut volatile_to = to(&["quiet"]);
+    volatile_to.add_flag(BroadcastFlags::Broadcast);
+    let cases = [
+        (to(&["lobby"]), vec![lobby, both]),
+        (to(&["lobby", "quiet"]), vec![lobby, both]),
+        (to(&["elsewhere"]), vec![]),
+        (quiet, vec![lobby]),
+        (loud, vec![lobby, none]),
+        (everyone(), vec![lobby, both, none]),
+        (sender, vec![lobby, both]),
+        (volatile_to, vec![both]),
+    ];
+    for (opts, mut expected) in cases {
+        pair.emit(opts.clone()).unwrap();
+        assert_eq!(pair.carry(), 1, "{opts:?}");
+        let mut reached = pair.to.reached();
+        reached.sort();
+        expected.sort();
+        assert_eq!(reached, expected, "{opts:?}");
+    }
+}
+
+#[test]
+fn nothing_is_sent_that_can_match_nothing_there() {
+    let pair = Pair::flood();
+    let here = pair.from.connect();
+    let mut own_server = everyone();
+    own_server.server_id = Some(pair.from.server);
+    let mut except = BroadcastOptions::default();
+    except.except = ["quiet".into()].into_iter().collect();
+    let cases = [
+        (BroadcastOptions::default(), vec![]),
+        (except, vec![]),
+        (BroadcastOptions::new(here), vec![here]),
+        (BroadcastOptions::new(Sid::new()), vec![]),
+        (flagged(everyone(), BroadcastFlags::Local), vec![here]),
+        (own_server, vec![here]),
+    ];
+    for (opts, expected) in cases {
+        pair.emit(opts.clone()).unwrap();
+        assert_eq!(pair.from.reached(), expected, "{opts:?}");
+        assert_eq!(pair.carry(), 0, "{opts:?}");
+    }
+}
+
+#[test]
+fn a_targeted_broadcast_goes_to_the_node_of_that_server() {
+    let pair = Pair::flood();
+    let c = Side::new("c");
+    let third = FakeSockets::new("/chat", FakeParser::Text);
+    let _third = c.adapter(RoomcastAdapterConfig::new(), &third);
+    let to_c = pair.a.meet(&c);
+    pair.b.tell(&pair.a, pair.queue.slot);
+    c.tell(&pair.a, to_c.slot);
+    let (there, _) = (pair.to.connect(), third.connect());
+
+    // A second server of the node has the same path and must not deliver.
+    let second = FakeSockets::new("/chat", FakeParser::Text);
+    let _second = pair.b.adapter(RoomcastAdapterConfig::new(), &second);
+    lock_listed(&second, there);
+
+    let mut opts = BroadcastOptions::new(there);
+    opts.server_id = Some(pair.to.server);
+    pair.emit(opts.clone()).unwrap();
+    assert_eq!((pair.carry(), carry(&to_c, &c)), (1, 0));
+    assert_eq!((pair.to.reached(), second.reached()), (vec![there], vec![]));
+
+    opts.server_id = Some(Uid::new());
+    pair.emit(opts).unwrap();
+    assert_eq!((pair.carry(), carry(&to_c, &c)), (0, 0));
+}
+
+fn lock_listed(sockets: &FakeSockets, sid: Sid) {
+    crate::hub::lock(&sockets.listed).push(sid);
+}
+
+#[test]
+fn exact_namespaces_get_what_has_members_there() {
+    let pair = Pair::exact();
+    pair.b.tell(&pair.a, pair.queue.slot);
+    pair.emit(to(&["lobby"])).unwrap();
+    assert_eq!(pair.carry(), 0);
+    pair.emit(everyone()).unwrap();
+    assert_eq!(pair.carry(), 1);
+
+    let sid = pair.to.connect();
+    join(&pair.receiver, sid, "lobby");
+    pair.b.tell(&pair.a, pair.queue.slot);
+    pair.emit(to(&["hall", "lobby"])).unwrap();
+    pair.emit(to(&["hall"])).unwrap();
+    assert_eq!(pair.carry(), 1);
+    assert_eq!(pair.to.reached(), [sid]);
+
+    pair.receiver.leave_all(&pair.receiver.book().holder(sid));
+    pair.b.tell(&pair.a, pair.queue.slot);
+    pair.emit(to(&["lobby"])).unwrap();
+    assert_eq!(pair.carry(), 0);
+
+    // Without its namespace the node gets nothing at all, and owes nothing.
+    join(&pair.receiver, sid, "lobby");
+    now(pair.receiver.close()).unwrap();
+    pair.b.tell(&pair.a, pair.queue.slot);
+    pair.emit(everyone()).unwrap();
+    assert_eq!((pair.carry(), pair.b.wanted_in_all()), (0, 0));
+}
+
+#[test]
+fn errors_here_do_not_stop_the_network_and_the_other_way_round() {
+    let mut pair = Pair::flood();
+    pair.from.fails = true;
+    pair.sender = pair.a.adapter(RoomcastAdapterConfig::new(), &pair.from);
+    let (here, _) = (pair.from.connect(), pair.to.connect());
+    assert!(matches!(pair.emit(everyone()), Err(BroadcastError::Socket(errors)) if errors.len() == 1));
+    assert_eq!((pair.from.reached(), pair.carry()), (vec![here], 1));
+
+    pair.sender.local().add_all(here, "r");
+    let mut many = to(&["r"; 1025]);
+    let error = refusal(pair.emit(many.clone()));
+    assert!(error.contains("1025") && error.contains("1024"), "{error}");
+    assert_eq!((pair.from.reached(), pair.carry()), (vec![here], 0));
+
+    many.rooms = ["r".into(), "x".repeat(513).into()].into_iter().collect();
+    assert!(refusal(pair.emit(many)).contains("513"));
+    assert_eq!((pair.from.reached(), pair.carry()), (vec![here], 0));
+
+    let huge = Value::Str("x".repeat((16 << 20) + 1).into(), None);
+    let error = refusal(now(pair.sender.broadcast(event("/chat", huge), everyone())));
+    assert!(error.contains("16777217") && error.contains("16777216"), "{error}");
+    assert_eq!((pair.from.reached(), pair.carry()), (vec![here], 0));
+
+    let ack = Packet { inner: PacketData::Event(text("[]"), Some(1)), ns: "/chat".into() };
+    refusal(now(pair.sender.broadcast(ack, everyone())));
+    assert_eq!((pair.from.reached(), pair.carry()), (vec![here], 0));
+}
+
+#[test]
+fn volatile_broadcasts_are_never_queued() {
+    let pair = Pair::flood();
+    let here = pair.from.connect();
+    pair.emit(flagged(everyone(), BroadcastFlags::Volatile)).unwrap();
+    assert_eq!((pair.from.reached(), pair.carry()), (vec![here], 0));
+    assert_eq!(pair.queue.counters.dropped_volatile.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn what_needs_other_nodes_says_so_and_does_nothing() {
+    let pair = Pair::exact();
+    let sid = pair.from.connect();
+    let unsupported = |operation| Error::Unsupported { operation, ns: "/chat".to_owned() };
+    let adapter = &pair.sender;
+    let packet = || event("/chat", text("[]"));
+    assert_eq!(now(adapter.add_sockets(everyone(), "r")), Err(unsupported("add_sockets")));
+    assert_eq!(now(adapter.del_sockets(everyone(), "r")), Err(unsupported("del_sockets")));
+    assert_eq!(now(adapter.rooms(everyone())), Err(unsupported("rooms")));
+    assert_eq!(now(adapter.fetch_sockets(everyone())).map(|_| ()), Err(unsupported("fetch_sockets")));
+    assert!(now(adapter.broadcast_with_ack(packet(), everyone(), None)).is_err());
+    assert!(now(adapter.disconnect_socket(everyone())).is_err());
+    assert_eq!(now(adapter.server_count()), Ok(2));
+
+    let local = || flagged(everyone(), BroadcastFlags::Local);
+    assert_eq!(now(adapter.add_sockets(local(), ["r", "s"])), Ok(()));
+    assert!(pair.a.wants("/chat", "r") && pair.a.wants("/chat", "s"));
+    assert_eq!(now(adapter.rooms(local())).map(|rooms| rooms.len()), Ok(2));
+    assert_eq!(now(adapter.del_sockets(local(), "r")), Ok(()));
+    assert!(!pair.a.wants("/chat", "r") && pair.a.wants("/chat", "s"));
+    assert_eq!(now(adapter.fetch_sockets(local())).map(|found| found[0].id), Ok(sid));
+    assert!(now(adapter.broadcast_with_ack(packet(), local(), None)).is_ok());
+    assert!(now(adapter.disconnect_socket(local())).is_ok());
+}
+
+#[test]
+fn a_namespace_is_added_at_once_or_refused() {
+    let side = Side::new("a");
+    let init = |path: String| {
+        let mut sockets = FakeSockets::new("/", FakeParser::Text);
+        sockets.path = path.into();
+        let ctr = side.ctr(RoomcastAdapterConfig::new());
+        let adapter = Arc::new(RoomcastAdapter::new(&ctr, CoreLocalAdapter::new(sockets)));
+        let added = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&added);
+        let result = adapter.init(move || flag.store(true, Ordering::Relaxed));
+        // Before anyone polls.
+        let added = added.load(Ordering::Relaxed);
+        (added, now(result))
+    };
+    assert_eq!(init("/chat".to_owned()), (true, Ok(())));
+    assert!(matches!(init(format!("/{}", "x".repeat(255))), (false, Err(InitError::Path(_)))));
+    assert!(matches!(init("!server".to_owned()), (false, Err(InitError::Slash(_)))));
+    // The adapters are gone again.
+    assert_eq!((side.wanted("/chat"), side.wanted_in_all()), ((None, 0), 0));
+}
+
+#[test]
+fn modes_go_by_namespace() {
+    let side = Side::new("a");
+    let config = RoomcastAdapterConfig::new().with_exact_namespace("/exact");
+    let (exact, flood) =
+        (FakeSockets::new("/exact", FakeParser::Text), FakeSockets::new("/", FakeParser::Text));
+    let _adapters = (side.adapter(config.clone(), &exact), side.adapter(config, &flood));
+    assert_eq!(side.wanted("/exact"), (Some(RoomMode::Exact), 0));
+    assert_eq!(side.wanted("/"), (Some(RoomMode::Flood), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_joined_past_the_book_floods_the_namespace() {
+    let pair = Pair::exact();
+    let (proper, raw) = (pair.to.connect(), pair.to.connect());
+    join(&pair.receiver, proper, "lobby");
+    pair.receiver.get_local().add_all(raw, "lobby");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    // Somebody holds the room, so nothing is missed.
+    assert_eq!(pair.b.wanted("/chat"), (Some(RoomMode::Exact), 1));
+
+    pair.receiver.leave(&pair.receiver.book().holder(proper), vec!["lobby".into()]);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(pair.b.wanted("/chat").0, Some(RoomMode::Flood));
+    // The books stay in order.
+    join(&pair.receiver, proper, "hall");
+    pair.receiver.leave_all(&pair.receiver.book().holder(proper));
+    drop(pair.receiver);
+    assert_eq!((pair.b.wanted("/chat"), pair.b.wanted_in_all()), ((None, 0), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn proper_joins_and_leaves_never_flood() {
+    let pair = Pair::exact();
+    for round in 0..50 {
+        let sid = pair.to.connect();
+        join(&pair.receiver, sid, "lobby");
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        if round % 2 == 0 {
+            pair.receiver.leave(&pair.receiver.book().holder(sid), vec!["lobby".into()]);
+        }
+        pair.to.disconnect(&pair.receiver, sid);
+    }
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    // Sockets that only the adapter knew are forgotten some time after they went.
+    assert_eq!(pair.b.wanted("/chat"), (Some(RoomMode::Exact), 0));
+    assert_eq!(pair.receiver.book().owned(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_raw_join_in_a_middleware_is_noticed_when_the_socket_is_listed() {
+    let pair = Pair::exact();
+    let sid = Sid::new();
+    pair.receiver.get_local().add_all(sid, "lobby");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(pair.b.wanted("/chat").0, Some(RoomMode::Exact));
+    lock_listed(&pair.to, sid);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(pair.b.wanted("/chat").0, Some(RoomMode::Flood));
+}

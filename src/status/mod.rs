@@ -2,6 +2,7 @@
 //!
 //! [`Report`] is the whole of it. With the feature `status`, [`serve`] answers `GET /status`, `/livez` and `/readyz`.
 
+mod collect;
 #[cfg(feature = "status")]
 mod http;
 mod report;
