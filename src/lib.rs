@@ -42,6 +42,8 @@ pub mod ids;
 pub mod node;
 pub mod plain;
 pub mod quic;
+#[cfg(feature = "socketioxide")]
+pub mod socketioxide;
 pub mod status;
 
 pub use config::Config;

@@ -1,27 +1,25 @@
-//! The adapter of one namespace: what goes out.
+//! The adapter of one namespace, as socketioxide uses it.
 
 use std::cell::RefCell;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use smallvec::SmallVec;
 use socketioxide_core::adapter::errors::{AdapterError, BroadcastError};
 use socketioxide_core::adapter::{
-    BroadcastFlags, BroadcastOptions, CoreAdapter, CoreLocalAdapter, DefinedAdapter, RemoteSocketData, Room,
-    RoomParam, SocketEmitter,
+    BroadcastOptions, CoreAdapter, CoreLocalAdapter, DefinedAdapter, RemoteSocketData, Room, RoomParam,
+    SocketEmitter,
 };
-use socketioxide_core::packet::{Packet, PacketData};
+use socketioxide_core::packet::Packet;
 use socketioxide_core::parser::Parse;
 use socketioxide_core::{Sid, Uid, Value};
 
 use super::book::{Book, Holder, Keys};
+use super::outbound::Target;
 use super::{Error, InitError, InitRes, RoomcastAdapterCtr};
-use crate::core::frame::{BroadcastHead, MAX_ROOMS, PayloadKind};
+use crate::core::frame::PayloadKind;
 use crate::core::interest::RoomMode;
-use crate::error::DropReason;
-use crate::hub::{Inbound, Receipt, SERVERS};
+use crate::hub::{Inbound, SERVERS};
 use crate::ids::{Namespace, NodeId};
 
 /// The adapter of one Socket.IO namespace on a roomcast node.
@@ -61,23 +59,6 @@ pub(super) trait Rooms: Send + Sync + 'static {
     fn rooms_of(&self, sid: Sid) -> Vec<Room>;
 }
 
-/// Where a broadcast goes.
-enum Target {
-    /// Sockets of this server only.
-    Here,
-    /// One other server.
-    Server(Uid),
-    /// Every node with members.
-    Cluster,
-}
-
-/// A broadcast on its way to other nodes.
-struct Outgoing {
-    value: Value,
-    opts: BroadcastOptions,
-    target: Target,
-}
-
 thread_local! {
     /// The question "which adapter is this?" while this thread calls a method of a socket, and the answer.
     static ASKED: RefCell<Option<Option<Weak<dyn Rooms>>>> = const { RefCell::new(None) };
@@ -109,6 +90,11 @@ impl<E> RoomcastAdapter<E> {
         &self.state.hub.id
     }
 
+    /// The node's data path and what the adapters of this server share.
+    pub(super) fn state(&self) -> &RoomcastAdapterCtr {
+        &self.state
+    }
+
     /// The server that the namespace belongs to.
     pub(super) fn server(&self) -> Uid {
         self.server
@@ -117,75 +103,6 @@ impl<E> RoomcastAdapter<E> {
     /// What the parser of this server can send.
     pub(super) fn kind(&self) -> PayloadKind {
         self.kind
-    }
-
-    fn target(&self, opts: &BroadcastOptions) -> Target {
-        if opts.is_local(self.server) || opts.server_id == Some(self.server) {
-            return Target::Here;
-        }
-        match opts.server_id {
-            Some(server) => Target::Server(server),
-            // Without rooms and without the flag the options select one socket, by id, or none. Other nodes' sockets
-            // are addressed with their server.
-            None if opts.rooms.is_empty() && !opts.has_flag(BroadcastFlags::Broadcast) => Target::Here,
-            None => Target::Cluster,
-        }
-    }
-
-    /// What other nodes have to get; none when nothing. Checks the limits even if there is no other node now.
-    fn outgoing(&self, packet: &Packet, opts: &BroadcastOptions) -> Result<Option<Outgoing>, Error> {
-        let target = self.target(opts);
-        if matches!(target, Target::Here) {
-            return Ok(None);
-        }
-        let (PacketData::Event(value, None) | PacketData::BinaryEvent(value, None)) = &packet.inner else {
-            return Err(Error::NotAnEvent);
-        };
-        let got = opts.rooms.len().max(opts.except.len());
-        if got > MAX_ROOMS {
-            return Err(Error::TooManyRooms { got });
-        }
-        for room in opts.rooms.iter().chain(&opts.except) {
-            self.state.hub.check_room(room)?;
-        }
-        if self.state.hub.peer_count() == 0 {
-            return Ok(None);
-        }
-        Ok(Some(Outgoing { value: value.clone(), opts: opts.clone(), target }))
-    }
-
-    fn send(&self, outgoing: Outgoing) -> Result<Receipt, Error> {
-        let Outgoing { value, opts, target } = outgoing;
-        let volatile = opts.has_flag(BroadcastFlags::Volatile);
-        let (kind, payload, attachments) = encode(value);
-        let head = BroadcastHead {
-            ns: self.book.ns().path(),
-            kind,
-            flags: opts.flags(),
-            rooms: opts.rooms.iter().map(AsRef::as_ref).collect(),
-            except: opts.except.iter().map(AsRef::as_ref).collect(),
-            server: opts.server_id.as_ref().map(|server| server.as_str()),
-            socket: opts.sid.as_ref().map(Sid::as_str),
-            attachments,
-        };
-        let hub = &self.state.hub;
-        let receipt = match target {
-            Target::Here => Receipt::default(),
-            Target::Cluster => {
-                let keys = self.book.keys(&opts.rooms);
-                hub.send(self.book.ns(), &keys, &head, &payload, volatile)
-            }
-            Target::Server(server) => {
-                let servers = &self.state.servers;
-                hub.send(&servers.ns, &[servers.room(server)], &head, &payload, volatile)
-            }
-        };
-        // Full queues and the like are counted by the hub; a message that can never be sent is the caller's to know.
-        if receipt.dropped.iter().any(|(_, reason)| *reason == DropReason::TooLarge) {
-            let limit = hub.limits.max_frame_bytes;
-            return Err(Error::TooLarge { bytes: payload.len(), limit });
-        }
-        Ok(receipt)
     }
 
     fn only_here(&self, operation: &'static str, opts: &BroadcastOptions) -> Result<(), Error> {
@@ -421,27 +338,6 @@ impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
 impl<E> Drop for RoomcastAdapter<E> {
     fn drop(&mut self) {
         self.book.close();
-    }
-}
-
-/// The payload of a frame: the text with the attachments behind it, or the bytes. One copy if there are attachments,
-/// else none.
-fn encode(value: Value) -> (PayloadKind, Bytes, SmallVec<[u32; 4]>) {
-    match value {
-        Value::Bytes(bytes) => (PayloadKind::SocketIoBytes, bytes, SmallVec::new()),
-        Value::Str(text, attachments) => {
-            let attachments = attachments.unwrap_or_default();
-            if attachments.is_empty() {
-                return (PayloadKind::SocketIoText, text.into(), SmallVec::new());
-            }
-            let total = attachments.iter().map(Bytes::len).sum::<usize>();
-            let mut payload = BytesMut::with_capacity(text.len() + total);
-            payload.extend_from_slice(text.as_bytes());
-            attachments.iter().for_each(|attachment| payload.extend_from_slice(attachment));
-            // A length over 4 GiB is over every limit of a frame, so the frame is refused anyway.
-            let lengths = attachments.iter().map(|a| u32::try_from(a.len()).unwrap_or(u32::MAX)).collect();
-            (PayloadKind::SocketIoText, payload.freeze(), lengths)
-        }
     }
 }
 

@@ -33,6 +33,7 @@
 mod adapter;
 mod book;
 mod inbound;
+mod outbound;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -51,7 +52,7 @@ use socketioxide_core::{Sid, Uid};
 
 pub use self::adapter::RoomcastAdapter;
 pub use self::socket::Socket;
-use crate::core::frame::{BroadcastHead, MAX_ROOMS};
+use crate::core::frame::{BroadcastHead, MAX_HEAD_BYTES, MAX_ROOMS};
 use crate::core::interest::RoomMode;
 use crate::error::IdError;
 use crate::hub::{Attachment, Hub, Inbound, SERVERS, lock};
@@ -130,7 +131,8 @@ impl Default for RoomcastAdapterConfig {
 
 /// Makes the [`RoomcastAdapter`] of each namespace. Give it to `SocketIoBuilder::with_adapter`.
 ///
-/// A cheap clone. Several Socket.IO servers of one process may share a node.
+/// A cheap clone. Give each Socket.IO server a node of its own: broadcasts go to other nodes, not to another server of
+/// the same node.
 #[derive(Clone)]
 pub struct RoomcastAdapterCtr {
     hub: Arc<Hub>,
@@ -185,8 +187,12 @@ pub enum Error {
     /// A room name is over the limit. Sockets here were served, other nodes not.
     #[error(transparent)]
     Room(#[from] IdError),
-    /// The message is over the limit of a frame. Sockets here were served, other nodes not.
-    #[error("broadcast a message of {bytes} bytes over the cluster: the limit of a frame is {limit}")]
+    /// The message is over the limit of a frame, or the names of its rooms are over 64 KiB. Sockets here were served,
+    /// other nodes not.
+    #[error(
+        "broadcast a message of {bytes} bytes over the cluster: the limit is {limit} bytes, and {MAX_HEAD_BYTES} for \
+         the names of its rooms"
+    )]
     TooLarge {
         /// The size of the payload.
         bytes: usize,

@@ -388,3 +388,42 @@ async fn a_raw_join_in_a_middleware_is_noticed_when_the_socket_is_listed() {
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(pair.b.wanted("/chat").0, Some(RoomMode::Flood));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_book_holds_what_sockets_are_in_whatever_the_order() {
+    const ROOMS: [&str; 3] = ["lobby", "hall", "attic"];
+    let pair = Pair::exact();
+    // The same few sockets and rooms everywhere, so that moves meet.
+    let sids = [pair.to.connect(), pair.to.connect()];
+    let movers: Vec<_> = (0..4usize)
+        .map(|mover| {
+            let adapter = Arc::clone(&pair.receiver);
+            tokio::task::spawn_blocking(move || {
+                for step in 0..5_000usize {
+                    let holder = adapter.book().holder(sids[(mover + step) % 2]);
+                    let room = ROOMS[(mover * 7 + step * 5 + step / 3) % 3];
+                    match (mover + step / 2) % 5 {
+                        0 | 1 => adapter.join(&holder, vec![room.into()]),
+                        2 => adapter.leave(&holder, vec![room.into()]),
+                        3 => adapter.join(&holder, ROOMS.iter().map(|room| (*room).into()).collect()),
+                        _ => adapter.leave_all(&holder),
+                    }
+                }
+            })
+        })
+        .collect();
+    while movers.iter().any(|mover| !mover.is_finished()) {
+        pair.receiver.check().await;
+        pair.b.wanted("/chat");
+    }
+    for mover in movers {
+        mover.await.unwrap();
+    }
+    for room in ROOMS {
+        let members = pair.receiver.local().sockets(to(&[room]));
+        assert_eq!(pair.b.wants("/chat", room), !members.is_empty(), "{room}");
+    }
+    assert_eq!(pair.b.wanted("/chat").0, Some(RoomMode::Exact));
+    drop(pair.receiver);
+    assert_eq!(pair.b.wanted_in_all(), 0);
+}

@@ -88,7 +88,7 @@ async fn run<E: SocketEmitter>(wake: Arc<Wake>, adapter: Weak<RoomcastAdapter<E>
 
 impl<E: SocketEmitter> RoomcastAdapter<E> {
     /// Looks for rooms with members here and no holder. Returns how long it kept the thread busy.
-    async fn check(&self) -> Duration {
+    pub(super) async fn check(&self) -> Duration {
         let mut busy = Duration::ZERO;
         let mut everyone = BroadcastOptions::default();
         everyone.add_flag(BroadcastFlags::Broadcast);

@@ -1,0 +1,61 @@
+# The recipes that CI runs, one line each: `.ci/run` takes the lines from here, so what passes here passes there.
+
+# Lists the recipes.
+default:
+    @just --list --unsorted
+
+# The code is formatted.
+fmt-check:
+    cargo fmt --all --check
+
+# No warnings, in any target with any feature.
+clippy:
+    cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+# The core builds without the fronts.
+check-bare:
+    cargo check -p roomcast --no-default-features
+
+# The command line builds.
+check-cli:
+    cargo check -p roomcast --features cli
+
+# The documentation builds without a warning.
+docs:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features
+
+# What the tests with the official client and the browser need from npm.
+client:
+    cd cluster-tests/js && npm ci --no-audit --no-fund
+
+# Every test; those that lack a tool are skipped with a reason, unless ROOMCAST_REQUIRE_ALL=1.
+test:
+    cargo test --workspace
+
+# Messages a second and round trips over one link, beside raw QUIC.
+bench-link:
+    cargo bench -p cluster-tests --bench link
+
+# A million rooms: memory, snapshots, joins, lookups.
+bench-registry:
+    cargo bench -p cluster-tests --bench registry
+
+# Three nodes in one process, with a chat page on each.
+chat:
+    cargo run --release --example chat
+
+# A minute of nonsense for the frame decoder; needs the nightly toolchain and cargo-fuzz.
+fuzz:
+    cd cluster-tests && cargo +nightly fuzz run frame -- -max_total_time=60
+
+# Licences, sources and banned crates of the dependency tree; needs cargo-deny.
+deny:
+    cargo deny check bans licenses sources
+
+# Known vulnerabilities of the dependency tree; needs cargo-deny and its advisory database.
+deny-advisories:
+    cargo deny check advisories
+
+# All that CI does.
+ci:
+    .ci/run
