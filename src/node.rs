@@ -51,6 +51,8 @@ struct Inner {
     gossip: Arc<Gossip>,
     actors: Actors,
     discovery: Arc<DiscoveryShared>,
+    /// How many seeds were given.
+    seeds: usize,
     namespaces: Mutex<HashMap<Arc<str>, std::sync::Weak<crate::plain::Inner>>>,
     local: SocketAddr,
     advertise: SocketAddr,
@@ -160,7 +162,9 @@ impl Node {
 
     /// Whether the node takes part in its cluster: it listens, does not leave, and has looked at its seeds once.
     pub fn is_ready(&self) -> bool {
-        let looked = self.inner.discovery.snapshot().iter().all(|seed| seed.rounds > 0);
+        let seeds = self.inner.discovery.snapshot();
+        // Discovery lists the seeds when it begins, which may be a moment after the start.
+        let looked = seeds.len() == self.inner.seeds && seeds.iter().all(|seed| seed.rounds > 0);
         *self.inner.state.borrow() == NodeState::Running && looked
     }
 
@@ -217,6 +221,12 @@ impl Node {
         self.inner.shut_down();
         // Peers learn at once that this node is gone.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.inner.endpoint.wait_idle()).await;
+    }
+
+    /// QUIC connections of any kind that are not fully closed yet: for tests of how two dials are settled.
+    #[doc(hidden)]
+    pub fn open_connections(&self) -> usize {
+        self.inner.endpoint.open_connections()
     }
 
     pub(crate) fn hub(&self) -> &Arc<Hub> {
@@ -423,19 +433,21 @@ impl NodeBuilder {
                 .await?;
         let gossip = Arc::new(gossip);
         let card = Card { cluster: cluster.clone(), id, incarnation, advertise, nonce: 0 };
+        let discovery = DiscoveryShared::new();
         let seed = system::Seed {
             hub: Arc::clone(&hub),
             gossip: Arc::clone(&gossip),
             endpoint: endpoint.clone(),
             card: card.clone(),
             links,
+            discovery: Arc::clone(&discovery),
             wanted,
             random_seed,
         };
         let actors = system::start(seed, self.actors_here).await?;
 
         let identity = Arc::new(identity);
-        let discovery = DiscoveryShared::new();
+        let seed_count = seeds.len();
         let tasks = vec![
             tokio::spawn(membership::accept_all(
                 Arc::clone(&hub),
@@ -467,6 +479,7 @@ impl NodeBuilder {
                 gossip,
                 actors,
                 discovery,
+                seeds: seed_count,
                 namespaces: Mutex::default(),
                 local,
                 advertise,

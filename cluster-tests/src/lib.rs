@@ -1,0 +1,32 @@
+//! The harness for tests with real nodes: whole nodes in one process, on loopback, and what is needed to disturb them
+//! and to see what they did.
+//!
+//! * [`cluster`]: nodes that know each other, on sockets that can be cut.
+//! * [`chat`]: nodes of the example, each in a process of its own.
+//! * [`client`]: clients of the official JavaScript library.
+//! * [`gate`]: the cut in a socket.
+//! * [`process`]: programs whose output is kept, and which end with the test.
+//! * [`recorder`]: a sink that records numbered messages and checks order, repeats and losses.
+//! * [`logs`]: what each node logged.
+//! * [`raw`]: a peer with the right secret that says what a test wants, in any order.
+//! * [`requirement`]: what some tests need beyond Rust, and what happens where it is missing.
+//! * [`wait`]: conditions with a deadline. Nothing sleeps for luck.
+//!
+//! Tests of one process share the log, so node ids must be unique in the process: [`cluster::Setup`] makes them from
+//! the name that the test gives.
+
+pub mod chat;
+pub mod client;
+pub mod cluster;
+pub mod gate;
+pub mod logs;
+pub mod process;
+pub mod raw;
+pub mod recorder;
+pub mod requirement;
+pub mod wait;
+
+pub use cluster::{Live, Seat, Seeds, Setup};
+pub use raw::{RawLink, RawPeer};
+pub use recorder::{Recorder, probe, stamp};
+pub use wait::eventually;

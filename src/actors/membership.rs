@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::actors::links::LinkTable;
 use crate::actors::peer::{NewLink, Peer, PeerContext, Retire};
@@ -20,6 +21,7 @@ use crate::core::members::{Gossiped, Member, MemberChange, MemberState, Members}
 use crate::error::LinkError;
 use crate::event::Event;
 use crate::gossip::Gossip;
+use crate::gossip::discovery::DiscoveryShared;
 use crate::hub::Hub;
 use crate::hub::peer::{PeerQueue, count};
 use crate::ids::{Incarnation, NodeId};
@@ -29,12 +31,16 @@ use crate::quic::handshake::{self, Card, CloseCode, Greeted};
 const MAILBOX: usize = 1024;
 /// How often what is due is looked for.
 const TICK: Duration = Duration::from_millis(100);
+/// Seeds are looked over every so many ticks; each address has its own pauses between dials.
+const SEED_TICKS: u64 = 20;
 /// A view is not taken more often than this.
 const VIEW_PAUSE: Duration = Duration::from_millis(20);
 /// How long a connection that was closed as a duplicate is given until the other one is the link.
 const REPLACEMENT_TIME: Duration = Duration::from_millis(500);
 /// News of a member is gossiped at once to so many linked nodes.
 const SPREAD: usize = 3;
+/// What a handshake may take beyond its limit when it ends in a refusal: the other side is told why.
+const REFUSAL: Duration = Duration::from_secs(2);
 /// The most addresses whose dials are remembered. The oldest that are not in use are forgotten first.
 const MAX_ADDRESSES: usize = 4096;
 
@@ -45,6 +51,7 @@ pub(crate) struct Parts {
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) card: Card,
     pub(crate) links: Arc<LinkTable>,
+    pub(crate) discovery: Arc<DiscoveryShared>,
     pub(crate) runtime: Handle,
     pub(crate) registry: Addr<RoomRegistry>,
     pub(crate) published: watch::Sender<Arc<Vec<Member>>>,
@@ -63,6 +70,7 @@ pub(crate) struct Membership {
     rng: StdRng,
     draining: bool,
     conflict_logged: bool,
+    ticks: u64,
 }
 
 /// The peer actor of one run.
@@ -86,6 +94,8 @@ struct Dial {
     since_ms: u64,
     /// The address is this node's own.
     own: bool,
+    /// The node that was there the last time.
+    reached: Option<NodeId>,
     /// The reason that was logged last.
     logged: Option<LinkError>,
 }
@@ -104,6 +114,7 @@ impl Membership {
             rng,
             draining: false,
             conflict_logged: false,
+            ticks: 0,
         }
     }
 
@@ -234,14 +245,7 @@ impl Membership {
 
     /// Publishes the members, this node first.
     fn publish(&mut self) {
-        let own = Member {
-            id: self.parts.hub.id.clone(),
-            incarnation: self.parts.hub.incarnation,
-            addr: self.parts.card.advertise,
-            state: if self.draining { MemberState::Leaving } else { MemberState::Live },
-            linked: true,
-            since_ms: 0,
-        };
+        let own = own_member(&self.parts.hub, &self.parts.card, self.draining);
         let members = std::iter::once(own).chain(self.members.iter().cloned()).collect();
         self.parts.published.send_replace(Arc::new(members));
         let alone = !self.peers.values().any(|entry| entry.link.is_some());
@@ -329,6 +333,24 @@ impl Membership {
         });
     }
 
+    /// Whether a dial of that address reached a node that is linked, maybe by another address: a dial would only
+    /// replace the link.
+    fn is_alias(&self, addr: SocketAddr) -> bool {
+        let reached = self.dials.get(&addr).and_then(|dial| dial.reached.as_ref());
+        reached.and_then(|id| self.peers.get(id)).is_some_and(|entry| entry.link.is_some())
+    }
+
+    /// Dials seeds that have no link, for ever: after a long split both sides have forgotten each other.
+    fn dial_seeds(&mut self, ctx: &mut Context<Self>) {
+        for seed in self.parts.discovery.snapshot() {
+            for addr in seed.addresses {
+                if addr != self.parts.card.advertise && !self.is_alias(addr) {
+                    self.dial(addr, ctx);
+                }
+            }
+        }
+    }
+
     fn link_down(&mut self, down: LinkDown, ctx: &mut Context<Self>) {
         let now = self.now_ms();
         let LinkDown { id, incarnation, link, error } = down;
@@ -358,6 +380,10 @@ impl Membership {
             self.apply(changes);
         }
         self.dial_candidates(ctx);
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(SEED_TICKS) {
+            self.dial_seeds(ctx);
+        }
         let window = u64::try_from(self.parts.hub.config.link.resume_window.as_millis()).unwrap_or(u64::MAX);
         let mut gone = Vec::new();
         for (id, entry) in &mut self.peers {
@@ -387,9 +413,28 @@ impl Membership {
     }
 }
 
+/// This node, as it lists itself.
+pub(crate) fn own_member(hub: &Hub, card: &Card, draining: bool) -> Member {
+    Member {
+        id: hub.id.clone(),
+        incarnation: hub.incarnation,
+        addr: card.advertise,
+        state: if draining { MemberState::Leaving } else { MemberState::Live },
+        linked: true,
+        since_ms: 0,
+    }
+}
+
 impl Dial {
     fn new(now_ms: u64) -> Self {
-        Self { backoff: Backoff::default(), under_way: false, since_ms: now_ms, own: false, logged: None }
+        Self {
+            backoff: Backoff::default(),
+            under_way: false,
+            since_ms: now_ms,
+            own: false,
+            reached: None,
+            logged: None,
+        }
     }
 }
 
@@ -427,8 +472,9 @@ pub(crate) async fn accept_all(
         let (hub, card, membership) = (Arc::clone(&hub), card.clone(), membership.clone());
         tokio::spawn(async move {
             let remote = incoming.remote_address();
-            let limit = hub.config.link.handshake_timeout;
-            let outcome = tokio::time::timeout(limit, accept_one(incoming, &hub, &card, &membership)).await;
+            let deadline = Instant::now() + hub.config.link.handshake_timeout;
+            let accepted = accept_one(incoming, &hub, &card, &membership, deadline);
+            let outcome = tokio::time::timeout_at(deadline + REFUSAL, accepted).await;
             drop(slot);
             let error = match outcome {
                 Ok(Ok(())) => return,
@@ -451,8 +497,9 @@ async fn accept_one(
     hub: &Hub,
     card: &Card,
     membership: &Addr<Membership>,
+    deadline: Instant,
 ) -> Result<(), LinkError> {
-    let mut greeted = handshake::accept(incoming, card, hub.limits).await?;
+    let mut greeted = handshake::accept(incoming, card, hub.limits, deadline).await?;
     match membership.send(Offer(greeted.theirs.clone())).await.unwrap_or(Err(LinkError::Stopping)) {
         Ok(peer) => {
             greeted.welcome(card).await?;
@@ -528,10 +575,17 @@ impl Handler<View> for Membership {
     type Result = ();
 
     fn handle(&mut self, View(view): View, ctx: &mut Self::Context) {
+        let mut news = false;
         for member in &view {
             if let Some(entry) = self.peers.get_mut(&member.id) {
-                entry.heard |= entry.incarnation == member.incarnation;
+                let heard = entry.incarnation == member.incarnation;
+                news |= heard && !entry.heard;
+                entry.heard |= heard;
             }
+        }
+        if news {
+            // Only now does gossip have something to tell the others of a peer that linked.
+            self.spread();
         }
         let view: Vec<Gossiped> = view
             .into_iter()
@@ -583,7 +637,8 @@ impl Handler<Dialled> for Membership {
         dial.under_way = false;
         dial.since_ms = now;
         match result {
-            Ok(_) => {
+            Ok(id) => {
+                dial.reached = Some(id);
                 dial.backoff.succeeded();
                 dial.logged = None;
             }

@@ -9,11 +9,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::actors::links::LinkTable;
-use crate::actors::membership::{Begin, Membership, Parts};
+use crate::actors::membership::{Begin, Membership, Parts, own_member};
 use crate::actors::registry::RoomRegistry;
 use crate::core::members::Member;
 use crate::error::StartError;
 use crate::gossip::Gossip;
+use crate::gossip::discovery::DiscoveryShared;
 use crate::hub::Hub;
 use crate::quic::handshake::Card;
 
@@ -72,6 +73,7 @@ pub(crate) struct Seed {
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) card: Card,
     pub(crate) links: Arc<LinkTable>,
+    pub(crate) discovery: Arc<DiscoveryShared>,
     /// Addresses that gossip or discovery wants to reach.
     pub(crate) wanted: mpsc::Receiver<std::net::SocketAddr>,
     /// For jitter and epochs.
@@ -103,7 +105,8 @@ pub(crate) async fn start(seed: Seed, here: bool) -> Result<Actors, StartError> 
 fn launch(seed: Seed, runtime: Handle, system: Option<System>) -> Actors {
     let beat = Beat::new();
     let registry = RoomRegistry::new(Arc::clone(&seed.hub), Arc::clone(&beat)).start();
-    let (members_tx, members) = watch::channel(Arc::default());
+    // The node lists itself from the first moment.
+    let (members_tx, members) = watch::channel(Arc::new(vec![own_member(&seed.hub, &seed.card, false)]));
     let (alone_tx, alone) = watch::channel(true);
     let parts = Parts {
         hub: seed.hub,
@@ -111,6 +114,7 @@ fn launch(seed: Seed, runtime: Handle, system: Option<System>) -> Actors {
         endpoint: seed.endpoint,
         card: seed.card,
         links: seed.links,
+        discovery: seed.discovery,
         runtime,
         registry,
         published: members_tx,

@@ -6,12 +6,13 @@
 pub(crate) mod feed;
 pub(crate) mod peer;
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Cache};
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
 use smallvec::SmallVec;
@@ -19,7 +20,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::core::frame::{BroadcastHead, FrameLimits, Head, LENGTH_BYTES, encode_head};
+use crate::core::frame::{BroadcastHead, FrameLimits, LENGTH_BYTES, encode_broadcast};
 use crate::core::interest::RoomMode;
 use crate::core::routes::{PeerMask, Routes, RoutesConfig};
 use crate::error::{DropReason, IdError, LinkError};
@@ -36,7 +37,17 @@ pub(crate) const SERVERS: &str = "!server";
 pub(crate) trait Inbound: Send + Sync + 'static {
     /// Delivers to the members here. Runs on the task that reads the link: must not wait.
     fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes);
+
+    /// As [`deliver`](Self::deliver), with a payload that nobody else needs. `kept` is what this front kept when it
+    /// delivered the last message, of the same head and a moment ago; none when there was none.
+    fn deliver_next(&self, head: &BroadcastHead<'_>, payload: Bytes, kept: &mut Kept) {
+        let _ = kept;
+        self.deliver(head, &payload);
+    }
 }
+
+/// What a front may keep from one message to the next, with a version of its own to tell whether it still holds.
+pub(crate) type Kept = Option<(u64, Arc<dyn Any + Send + Sync>)>;
 
 /// What became of a broadcast, as far as this node can tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,7 +91,7 @@ pub(crate) struct Hub {
     /// Everyone's rooms. Read by every emit, written by the registry.
     pub(crate) routes: Routes,
     /// The peers by slot.
-    peers: ArcSwap<Vec<Option<Arc<PeerQueue>>>>,
+    peers: Arc<ArcSwap<Peers>>,
     /// The fronts by namespace path.
     fronts: ArcSwap<HashMap<Arc<str>, SmallVec<[Front; 1]>>>,
     /// Guards changes of `peers` and `fronts`.
@@ -100,6 +111,18 @@ pub(crate) struct Hub {
 
 /// The most addresses whose refusal is remembered, so as not to log it again.
 const MAX_REFUSALS: usize = 1024;
+
+/// The fronts of the namespace that a message came for last. Of use among messages that came together: a front that
+/// attaches later must not be missed, and one that goes must not be kept.
+#[derive(Default)]
+pub(crate) struct Recent {
+    path: Option<Arc<str>>,
+    fronts: SmallVec<[Arc<dyn Inbound>; 1]>,
+    /// What the last of them kept; whoever calls forgets it when the head changes.
+    pub(crate) kept: Kept,
+    /// Messages that are not in [`Counters::delivered`] yet.
+    delivered: u64,
+}
 
 #[derive(Clone)]
 struct Front {
@@ -128,9 +151,32 @@ pub(crate) enum NamespaceOp {
     Flood,
 }
 
-thread_local! {
+/// The peers by slot.
+type Peers = Vec<Option<Arc<PeerQueue>>>;
+
+/// What an emit needs and a thread keeps for the next one.
+struct Scratch {
     /// Where heads are encoded, so that an emit allocates nothing.
-    static SCRATCH: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(1024));
+    head: BytesMut,
+    /// The peers of the node that this thread sent for last: checked by one look at a pointer, with no counter that the
+    /// threads would share. Keeps the queues of peers that have gone, which are empty, until the next emit.
+    peers: Option<Cache<Arc<ArcSwap<Peers>>, Arc<Peers>>>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> =
+        RefCell::new(Scratch { head: BytesMut::with_capacity(1024), peers: None });
+}
+
+impl Scratch {
+    fn parts(&mut self, peers: &Arc<ArcSwap<Peers>>) -> (&mut BytesMut, &Peers) {
+        let same = |cache: &&mut Cache<Arc<ArcSwap<Peers>>, _>| std::ptr::eq(cache.arc_swap(), &**peers);
+        if self.peers.as_mut().filter(same).is_none() {
+            self.peers = None;
+        }
+        let cache = self.peers.get_or_insert_with(|| Cache::new(Arc::clone(peers)));
+        (&mut self.head, cache.load())
+    }
 }
 
 impl Hub {
@@ -148,7 +194,7 @@ impl Hub {
             incarnation,
             limits,
             routes,
-            peers: ArcSwap::default(),
+            peers: Arc::default(),
             fronts: ArcSwap::default(),
             changes: Mutex::new(0),
             pending: Mutex::default(),
@@ -186,6 +232,7 @@ impl Hub {
     }
 
     /// Checks a room name that a user gave.
+    #[inline]
     pub(crate) fn check_room(&self, room: &str) -> Result<(), IdError> {
         let limit = self.limits.max_room_bytes;
         if room.len() > limit { Err(IdError::Room { len: room.len(), limit }) } else { Ok(()) }
@@ -208,11 +255,11 @@ impl Hub {
             return Receipt::default();
         }
         SCRATCH.with_borrow_mut(|scratch| {
+            let (scratch, peers) = scratch.parts(&self.peers);
             scratch.clear();
-            let encoded = encode_head(&Head::Broadcast(head.clone()), payload.len(), scratch);
+            let encoded = encode_broadcast(head, payload.len(), scratch);
             let frame_bytes = scratch.len() + payload.len() - LENGTH_BYTES.min(scratch.len());
             let fits = encoded.is_ok() && frame_bytes <= self.limits.max_frame_bytes;
-            let peers = self.peers.load();
             let mut receipt = Receipt::default();
             for slot in mask.iter() {
                 let Some(Some(peer)) = peers.get(usize::from(slot.0)) else { continue };
@@ -220,7 +267,7 @@ impl Hub {
                 let outcome = match (fits, volatile) {
                     (false, _) => Err(DropReason::TooLarge),
                     (true, true) => peer.send_volatile(scratch, payload),
-                    (true, false) => peer.push(scratch, payload, self.now_ms()),
+                    (true, false) => peer.push(scratch, payload, || self.now_ms()),
                 };
                 match outcome {
                     Ok(()) => receipt.queued += 1,
@@ -249,17 +296,32 @@ impl Hub {
 
     /// Hands a message from another node to the fronts of its namespace here.
     pub(crate) fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes) {
-        let fronts = self.fronts.load();
-        let Some(fronts) = fronts.get(head.ns) else {
-            self.counters.no_namespace.fetch_add(1, Ordering::Relaxed);
-            return;
-        };
-        self.counters.delivered.fetch_add(1, Ordering::Relaxed);
-        for front in fronts {
-            if let Some(inbound) = front.inbound.upgrade() {
-                inbound.deliver(head, payload);
-            }
+        let mut recent = Recent::default();
+        self.deliver_recent(&mut recent, head, payload.clone());
+        self.count_delivered(&mut recent);
+    }
+
+    /// Ends a run of [`deliver_recent`](Self::deliver_recent): counts what was delivered and forgets the fronts.
+    pub(crate) fn count_delivered(&self, recent: &mut Recent) {
+        let recent = std::mem::take(recent);
+        self.counters.delivered.fetch_add(recent.delivered, Ordering::Relaxed);
+    }
+
+    /// As [`deliver`](Self::deliver), for messages that came together: `recent` keeps what the last one looked up.
+    pub(crate) fn deliver_recent(&self, recent: &mut Recent, head: &BroadcastHead<'_>, payload: Bytes) {
+        if recent.path.as_deref() != Some(head.ns) {
+            let fronts = self.fronts.load();
+            let Some((path, fronts)) = fronts.get_key_value(head.ns) else {
+                self.counters.no_namespace.fetch_add(1, Ordering::Relaxed);
+                return;
+            };
+            recent.path = Some(Arc::clone(path));
+            recent.fronts = fronts.iter().filter_map(|front| front.inbound.upgrade()).collect();
         }
+        recent.delivered += 1;
+        let Some((last, others)) = recent.fronts.split_last() else { return };
+        others.iter().for_each(|front| front.deliver(head, &payload));
+        last.deliver_next(head, payload, &mut recent.kept);
     }
 
     /// Adds a front for a namespace: other nodes now learn that `ns` is here.
@@ -360,11 +422,13 @@ pub(crate) struct Attachment {
 
 impl Attachment {
     /// The node's hub.
+    #[inline]
     pub(crate) fn hub(&self) -> &Arc<Hub> {
         &self.hub
     }
 
     /// The namespace.
+    #[inline]
     pub(crate) fn ns(&self) -> &Namespace {
         &self.ns
     }

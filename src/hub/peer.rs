@@ -93,6 +93,11 @@ pub(crate) fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
 
+/// Adds to a counter that nobody else adds to at the time: cheaper on the way of every message.
+pub(crate) fn count_alone(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+}
+
 impl PeerQueue {
     pub(crate) fn new(
         id: NodeId,
@@ -124,17 +129,23 @@ impl PeerQueue {
     }
 
     /// Queues a frame; its bytes are copied or shared, never changed.
-    pub(crate) fn push(&self, head: &[u8], payload: &Bytes, now_ms: u64) -> Result<(), DropReason> {
+    pub(crate) fn push(
+        &self,
+        head: &[u8],
+        payload: &Bytes,
+        now_ms: impl FnOnce() -> u64,
+    ) -> Result<(), DropReason> {
         if self.closed.load(Ordering::Acquire) {
             return Err(DropReason::PeerGone);
         }
         let had_unsent = {
             let mut outbox = lock(&self.outbox);
             let had_unsent = outbox.has_unsent();
-            outbox.push(head, payload, now_ms)?;
+            outbox.push_at(head, payload, now_ms)?;
+            // Under the lock, so nobody else counts.
+            count_alone(&self.counters.frames_sent, 1);
             had_unsent
         };
-        count(&self.counters.frames_sent, 1);
         if !had_unsent {
             self.wake.notify_one();
         }
@@ -188,6 +199,11 @@ impl PeerQueue {
             }
             notified.await;
         }
+    }
+
+    /// The frames that wait to be sent.
+    pub(crate) fn unsent(&self) -> u64 {
+        lock(&self.outbox).unsent()
     }
 
     /// Moves unsent frames to `out`, about `max_bytes`.

@@ -99,11 +99,13 @@ pub struct Emit<'a> {
 }
 
 impl<'a> Emit<'a> {
+    #[inline]
     pub(super) fn all(inner: &'a Inner, sender: Option<MemberId>) -> Self {
         let (rooms, except) = (smallvec![], smallvec![]);
         Self { inner, sender, everyone: true, rooms, except, local: false, volatile: false }
     }
 
+    #[inline]
     pub(super) fn to(inner: &'a Inner, sender: Option<MemberId>, rooms: impl Rooms<'a>) -> Self {
         let mut emit = Self { everyone: false, ..Self::all(inner, sender) };
         rooms.names().for_each(|room| emit.rooms.push(room));
@@ -159,6 +161,7 @@ impl<'a> Emit<'a> {
         Ok(self.send(&message))
     }
 
+    #[inline]
     fn check(&self) -> Result<(), EmitError> {
         let got = self.rooms.len().max(self.except.len());
         if got > MAX_ROOMS {
@@ -169,6 +172,7 @@ impl<'a> Emit<'a> {
         Ok(())
     }
 
+    #[inline]
     fn keys(&self) -> SmallVec<[RoomKey; 4]> {
         let ns = self.inner.ns();
         let mut keys = SmallVec::new();
@@ -199,6 +203,7 @@ impl<'a> Emit<'a> {
 }
 
 /// Pushed one by one: for the usual one room that is much cheaper than `collect`.
+#[inline]
 fn borrowed<'s>(rooms: &'s [Cow<'_, str>]) -> SmallVec<[&'s str; 4]> {
     let mut names = SmallVec::new();
     rooms.iter().for_each(|room| names.push(&**room));

@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use crate::core::frame::{BroadcastHead, PayloadKind};
 use crate::core::interest::RoomMode;
 use crate::error::IdError;
-use crate::hub::{Attachment, Hub, Inbound, lock};
+use crate::hub::{Attachment, Hub, Inbound, Kept, lock};
 use crate::ids::Namespace;
 use crowd::{Entry, Locals};
 
@@ -85,6 +85,7 @@ impl NamespaceHandle {
         let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
             attachment: hub.attach(&ns, RoomMode::Exact, inner.clone()),
             locals: RwLock::default(),
+            version: AtomicU64::new(0),
             next_id: AtomicU64::new(1),
         });
         open.insert(Arc::clone(ns.shared_path()), Arc::downgrade(&inner));
@@ -127,14 +128,18 @@ pub(crate) struct Inner {
     /// Who is here. Changes of interest are announced while it is locked for writing, so that the counts of two
     /// threads cannot overtake each other. No sink runs while it is locked.
     locals: RwLock<Locals>,
+    /// Counts changes of `locals`, each before it can be seen.
+    version: AtomicU64,
     next_id: AtomicU64,
 }
 
 impl Inner {
+    #[inline]
     fn hub(&self) -> &Hub {
         self.attachment.hub()
     }
 
+    #[inline]
     fn ns(&self) -> &Namespace {
         self.attachment.ns()
     }
@@ -148,18 +153,29 @@ impl Inner {
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Locals> {
-        self.locals.write().unwrap_or_else(PoisonError::into_inner)
+        let locals = self.locals.write().unwrap_or_else(PoisonError::into_inner);
+        self.version.fetch_add(1, Ordering::Release);
+        locals
     }
 
     /// Delivers to the members here: of `rooms`, or all when there is none; not to those of `except`, nor to `sender`.
     fn deliver_here(&self, rooms: &[&str], except: &[&str], sender: Option<MemberId>, message: &Bytes) {
-        let crowd = match (rooms, except) {
-            ([], []) => Some(self.read().everyone()),
-            ([room], []) => self.read().room(room),
-            _ => return self.deliver_to_some(rooms, except, sender, message),
+        let Some(crowd) = self.one_crowd(rooms, except) else {
+            return self.deliver_to_some(rooms, except, sender, message);
         };
         let crowd = crowd.iter().flat_map(|crowd| crowd.iter());
-        crowd.filter(|entry| Some(entry.id) != sender).for_each(|entry| self.deliver_to(entry, message));
+        crowd
+            .filter(|entry| Some(entry.id) != sender)
+            .for_each(|entry| self.deliver_to(entry, message.clone()));
+    }
+
+    /// The members of the only room, or all of them, where that is all there is to it; none inside when it is nobody.
+    fn one_crowd(&self, rooms: &[&str], except: &[&str]) -> Option<Option<Arc<Vec<Entry>>>> {
+        match (rooms, except) {
+            ([], []) => Some(Some(self.read().everyone())),
+            ([room], []) => Some(self.read().room(room)),
+            _ => None,
+        }
     }
 
     /// As [`Self::deliver_here`], where members may be in several of the rooms.
@@ -182,11 +198,10 @@ impl Inner {
         entries.retain(|entry| out.binary_search(&entry.id).is_err());
         entries.sort_unstable_by_key(|entry| entry.id);
         entries.dedup_by_key(|entry| entry.id);
-        entries.into_iter().for_each(|entry| self.deliver_to(entry, message));
+        entries.into_iter().for_each(|entry| self.deliver_to(entry, message.clone()));
     }
 
-    fn deliver_to(&self, entry: &Entry, message: &Bytes) {
-        let message = message.clone();
+    fn deliver_to(&self, entry: &Entry, message: Bytes) {
         // A sink is the user's code and may run on the task of a link: its panic must not end that.
         if catch_unwind(AssertUnwindSafe(|| entry.sink.deliver(message))).is_err() {
             let (node, ns) = (&self.hub().id, self.ns());
@@ -200,6 +215,27 @@ impl Inbound for Inner {
         // A socketioxide front may share the path; its messages are not for members of the plain API.
         if head.kind == PayloadKind::Plain {
             self.deliver_here(&head.rooms, &head.except, None, payload);
+        }
+    }
+
+    fn deliver_next(&self, head: &BroadcastHead<'_>, payload: Bytes, kept: &mut Kept) {
+        if head.kind != PayloadKind::Plain {
+            return;
+        }
+        // Before the look at who is there: what is kept is as new as its version, or newer.
+        let version = self.version.load(Ordering::Acquire);
+        if kept.as_ref().is_none_or(|(of, _)| *of != version) {
+            *kept = match self.one_crowd(&head.rooms, &head.except) {
+                None => return self.deliver_to_some(&head.rooms, &head.except, None, &payload),
+                Some(None) => None,
+                Some(Some(crowd)) => Some((version, crowd)),
+            };
+        }
+        let crowd = kept.as_ref().and_then(|(_, crowd)| crowd.downcast_ref::<Vec<Entry>>());
+        match crowd.map(Vec::as_slice) {
+            Some([entry]) => self.deliver_to(entry, payload),
+            Some(crowd) => crowd.iter().for_each(|entry| self.deliver_to(entry, payload.clone())),
+            None => {}
         }
     }
 }

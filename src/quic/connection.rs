@@ -1,6 +1,7 @@
 //! A link at work: its reader, its writer, its short streams and its datagrams. Bytes, no policy.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -10,20 +11,21 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream, WriteError};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::core::frame::{
-    Head, InterestHead, InterestPart, Resume, WireMode, decode_head, decode_keys, encode_head,
+    BroadcastHead, Head, InterestHead, InterestPart, LENGTH_BYTES, Resume, WireMode, decode_broadcast, decode_head, decode_keys,
+    encode_head, frame_len,
 };
 use crate::core::inbox::Verdict;
 use crate::core::interest::{InterestChange, InterestDelta, RoomMode};
 use crate::core::link::LinkState;
 use crate::error::{DropReason, LinkError};
 use crate::event::Event;
-use crate::hub::Hub;
+use crate::hub::{Hub, Recent};
 use crate::hub::feed::{InterestSnapshot, Next};
-use crate::hub::peer::{LentInbox, LinkPath, PeerQueue, count};
+use crate::hub::peer::{LentInbox, LinkPath, PeerQueue, count, count_alone};
 use crate::ids::{Namespace, Seq};
 use crate::quic::handshake::{CloseCode, FrameReader, Greeted, connection_error, split_frame};
 
@@ -171,13 +173,19 @@ impl Reader {
             let Ok(block) = timeout(limit, self.reader.block()).await else {
                 return Err(LinkError::Silent(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)));
             };
-            let mut block = block?;
+            let block = block?;
             count(&self.peer.counters.bytes_received, block.len() as u64);
-            while let Some(frame) = split_frame(&mut block, &self.reader.limits)? {
-                if let Some((head, payload)) = self.frame(frame)? {
+            let (mut at, mut run) = (0, Run::default());
+            while let Some(length) = frame_len(&block[at..], &self.reader.limits)? {
+                let frame = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
+                at = frame.end;
+                if let Some((head, payload)) = self.frame(&block, frame, &mut run)? {
+                    self.hub.count_delivered(&mut run.recent);
+                    run = Run::default();
                     self.interest(head, &payload).await?;
                 }
             }
+            self.hub.count_delivered(&mut run.recent);
             self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
             if self.unacked >= ACK_BYTES {
                 self.unacked = 0;
@@ -186,10 +194,29 @@ impl Reader {
         }
     }
 
-    /// Handles a frame. What has to wait for the registry is given back.
+    /// Handles the frame that is `range` of `block`. What has to wait for the registry is given back.
     #[inline]
-    fn frame(&mut self, frame: Bytes) -> Result<Option<(OwnedInterest, Bytes)>, LinkError> {
-        let (head, used) = decode_head(&frame, &self.reader.limits)?;
+    fn frame<'b>(
+        &mut self,
+        block: &'b Bytes,
+        range: Range<usize>,
+        run: &mut Run<'b>,
+    ) -> Result<Option<(OwnedInterest, Bytes)>, LinkError> {
+        let frame = &block[range.clone()];
+        // Only what is handed on is counted as a reference to the block.
+        let payload = |used: usize| block.slice(range.start + used..range.end);
+        if self.epoch != 0 {
+            if !run.goes_on(frame) {
+                run.begin(decode_broadcast(frame, &self.reader.limits)?.map(|(head, used)| (head, &frame[..used])));
+            }
+            if let Some((head, bytes)) = &run.head {
+                if self.accept(frame.len()) {
+                    self.hub.deliver_recent(&mut run.recent, head, payload(bytes.len()));
+                }
+                return Ok(None);
+            }
+        }
+        let (head, used) = decode_head(frame, &self.reader.limits)?;
         if self.resume.is_some() && !matches!(head, Head::Resume(_)) {
             return Err(LinkError::Violation("the second frame is not a resume".into()));
         }
@@ -198,13 +225,9 @@ impl Reader {
         }
         match head {
             Head::Broadcast(broadcast) => {
-                self.unacked += frame.len();
-                if self.inbox.inbox.accept() == Verdict::Duplicate {
-                    count(&self.peer.counters.duplicates, 1);
-                    return Ok(None);
+                if self.accept(frame.len()) {
+                    self.hub.deliver(&broadcast, &payload(used));
                 }
-                count(&self.peer.counters.frames_received, 1);
-                self.hub.deliver(&broadcast, &frame.slice(used..));
             }
             Head::Received { seq, interest } => {
                 self.peer.ack(Seq(seq));
@@ -220,7 +243,7 @@ impl Reader {
             }
             Head::Start { first } => self.start(first)?,
             Head::Interest(interest) => {
-                return Ok(Some((OwnedInterest::new(&interest)?, frame.slice(used..))));
+                return Ok(Some((OwnedInterest::new(&interest)?, payload(used))));
             }
             Head::InterestWanted => self.signal(&self.signals.snapshot_wanted),
             Head::Hello(_) | Head::Refused(_) => {
@@ -228,6 +251,18 @@ impl Reader {
             }
         }
         Ok(None)
+    }
+
+    /// Counts a counted frame; whether it is new.
+    #[inline]
+    fn accept(&mut self, bytes: usize) -> bool {
+        self.unacked += bytes;
+        if self.inbox.inbox.accept() == Verdict::Duplicate {
+            count(&self.peer.counters.duplicates, 1);
+            return false;
+        }
+        count_alone(&self.peer.counters.frames_received, 1);
+        true
     }
 
     fn start(&mut self, first: u64) -> Result<(), LinkError> {
@@ -300,6 +335,29 @@ impl Reader {
     }
 }
 
+/// Messages with the same head, one after the other in one block: the head is read once, and fronts may keep what they
+/// looked up for it.
+#[derive(Default)]
+struct Run<'b> {
+    /// The head and its bytes.
+    head: Option<(BroadcastHead<'b>, &'b [u8])>,
+    recent: Recent,
+}
+
+impl<'b> Run<'b> {
+    /// Whether the frame has the same head. No head of a broadcast is the beginning of another one.
+    #[inline]
+    fn goes_on(&self, frame: &[u8]) -> bool {
+        self.head.as_ref().is_some_and(|(_, bytes)| frame.starts_with(bytes))
+    }
+
+    #[inline]
+    fn begin(&mut self, head: Option<(BroadcastHead<'b>, &'b [u8])>) {
+        self.head = head;
+        self.recent.kept = None;
+    }
+}
+
 /// An interest head that outlives its frame.
 struct OwnedInterest {
     version: u64,
@@ -352,6 +410,7 @@ impl Writer {
         push_head(&Head::Start { first: resumed.first.0 }, &mut out)?;
 
         let heartbeat = self.hub.config.link.heartbeat;
+        let mut gather = Gather::default();
         let mut next_heartbeat = Instant::now();
         // The interest version that was sent, and what is left of a snapshot that is being sent.
         let mut sent: Option<u64> = None;
@@ -393,9 +452,10 @@ impl Writer {
                     () = self.peer.wake.notified() => {}
                     () = sleep_until(next_heartbeat) => {}
                 }
-                continue;
+            } else {
+                self.write(&mut out).await?;
             }
-            self.write(&mut out).await?;
+            gather.wait(&self.peer).await;
         }
     }
 
@@ -408,6 +468,48 @@ impl Writer {
         out.clear();
         count(&self.peer.counters.bytes_sent, bytes);
         Ok(())
+    }
+}
+
+/// Lets a batch grow while many emit: a batch costs a wake-up, a lock and a system call, whatever is in it.
+///
+/// A turn is when every other task that could run has run once. Whether waiting for a turn makes batches larger is tried
+/// now and then; where it does not (one message, then its answer), nothing waits.
+#[derive(Default)]
+struct Gather {
+    /// Batches grew while they waited the last time.
+    pays: bool,
+    /// Batches that did not wait.
+    skipped: u32,
+}
+
+impl Gather {
+    /// The most turns that a batch waits.
+    const TURNS: u32 = 16;
+    /// So many frames are enough for one batch.
+    const ENOUGH: u64 = 512;
+    /// While waiting does not pay, it is tried with one batch in so many.
+    const TRY_EVERY: u32 = 16;
+
+    async fn wait(&mut self, peer: &PeerQueue) {
+        let mut unsent = peer.unsent();
+        self.skipped += 1;
+        if unsent == 0 || (!self.pays && self.skipped < Self::TRY_EVERY) {
+            return;
+        }
+        (self.pays, self.skipped) = (false, 0);
+        for _ in 0..Self::TURNS {
+            if unsent >= Self::ENOUGH {
+                break;
+            }
+            yield_now().await;
+            let now = peer.unsent();
+            if now == unsent {
+                break;
+            }
+            self.pays = true;
+            unsent = now;
+        }
     }
 }
 

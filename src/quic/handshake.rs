@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, ReadError, RecvStream, SendStream, VarInt};
 use smallvec::smallvec;
+use tokio::time::{Instant, timeout_at};
 
 use crate::core::frame::{
-    FrameLimits, Head, Hello, LENGTH_BYTES, PROTOCOL, PROTOCOL_MIN, Refusal, RefusalKind, decode_head,
+    FrameLimits, Head, Hello, LENGTH_BYTES, MAX_HEAD_BYTES, PROTOCOL, PROTOCOL_MIN, Refusal, RefusalKind, decode_head,
     encode_head, frame_len,
 };
 use crate::error::LinkError;
@@ -89,21 +90,32 @@ pub(crate) async fn dial(
     Ok(Greeted { conn, send, reader, theirs, by_us: true, nonce: own.nonce })
 }
 
-/// Takes an incoming connection as far as the other side's hello. The answer is [`Greeted::welcome`] or
-/// [`Greeted::refuse`].
+/// Takes an incoming connection as far as the other side's hello, which must be there by `deadline`. The answer is
+/// [`Greeted::welcome`] or [`Greeted::refuse`].
 pub(crate) async fn accept(
     incoming: Incoming,
     own: &Card,
     limits: FrameLimits,
+    deadline: Instant,
 ) -> Result<Greeted, LinkError> {
     let conn = incoming.await.map_err(|error| connection_error(&error))?;
     if let Err(error) = tls::verify_peer_name(&conn, &own.cluster) {
         CloseCode::Refused.close(&conn, &error.to_string());
         return Err(LinkError::Tls(error.to_string()));
     }
-    let (mut send, recv) = conn.accept_bi().await.map_err(|error| connection_error(&error))?;
-    let mut reader = FrameReader::new(recv, limits);
-    match read_hello(&mut reader, own, conn.remote_address()).await {
+    let hello = async {
+        let (send, recv) = conn.accept_bi().await.map_err(|error| connection_error(&error))?;
+        let mut reader = FrameReader::new(recv, limits);
+        let theirs = read_hello(&mut reader, own, conn.remote_address()).await;
+        Ok::<_, LinkError>((send, reader, theirs))
+    };
+    let Ok(heard) = timeout_at(deadline, hello).await else {
+        let error = LinkError::Lost("the hello took too long".into());
+        CloseCode::Refused.close(&conn, &error.to_string());
+        return Err(error);
+    };
+    let (mut send, reader, theirs) = heard?;
+    match theirs {
         Ok(theirs) => {
             let nonce = theirs.nonce;
             Ok(Greeted { conn, send, reader, theirs, by_us: false, nonce })
@@ -167,7 +179,12 @@ async fn send_hello(send: &mut SendStream, own: &Card) -> Result<(), LinkError> 
 }
 
 async fn read_hello(reader: &mut FrameReader, own: &Card, remote: SocketAddr) -> Result<Card, LinkError> {
-    let frame = reader.frame().await?;
+    // A hello is a head alone: who has not greeted cannot make this node hold a whole frame.
+    let limits = reader.limits;
+    reader.limits.max_frame_bytes = limits.max_frame_bytes.min(MAX_HEAD_BYTES);
+    let frame = reader.frame().await;
+    reader.limits = limits;
+    let frame = frame?;
     let (head, _) = decode_head(&frame, &reader.limits)?;
     match head {
         Head::Hello(hello) => check_hello(&hello, own, remote),

@@ -1,0 +1,164 @@
+// The chat page in two browser windows, on two nodes. One argument: JSON with `chromium` (the program), `first` and
+// `second` (the addresses of the pages), and `screenshots` (a folder). What this script cannot do itself, it asks for
+// with a line on standard output, and waits for a line on standard input.
+import assert from "node:assert/strict";
+import { mkdir } from "node:fs/promises";
+import { createInterface } from "node:readline";
+import { chromium } from "playwright-core";
+
+// As long as the tests wait for anything.
+const TIMEOUT_MS = 40_000;
+const PROBE_PAUSE_MS = 100;
+
+const options = JSON.parse(process.argv[2]);
+const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+// What no page may do: an error, or a request to somewhere else.
+const faults = [];
+
+async function ask(what) {
+  console.log(what);
+  await answers.next();
+}
+
+async function open(browser, url, view) {
+  const context = await browser.newContext(view);
+  context.setDefaultTimeout(TIMEOUT_MS);
+  const page = await context.newPage();
+  page.on("pageerror", (error) => faults.push(`${url}: ${error}`));
+  page.on("request", (request) => {
+    if (!request.url().startsWith(url) && !request.url().startsWith("data:")) faults.push(`${url}: ${request.url()}`);
+  });
+  await page.goto(url);
+  await state(page, "connected");
+  return page;
+}
+
+const state = (page, name) => page.locator(`[data-testid=state][data-state=${name}]`).waitFor();
+const messages = (page) => page.getByTestId("message");
+const withText = (page, text) => messages(page).filter({ hasText: text });
+const arrives = (page, text) => withText(page, text).first().waitFor();
+
+async function join(page, room) {
+  await page.getByLabel("Room to join").fill(room);
+  await page.getByRole("button", { name: "Join", exact: true }).click();
+  await page.getByRole("button", { name: room, exact: true }).and(page.locator("[aria-current=true]")).waitFor();
+}
+
+// By the Enter key: the page is usable without a mouse.
+async function say(page, text) {
+  await page.getByLabel("Message", { exact: true }).fill(text);
+  await page.getByLabel("Message", { exact: true }).press("Enter");
+  await page.waitForFunction(() => document.querySelector("[data-testid=text-input]").value === "");
+}
+
+// Says something until the other page shows it: the node of the one has to learn of the join of the other.
+async function reach(from, to, text) {
+  const end = performance.now() + TIMEOUT_MS;
+  while ((await withText(to, text).count()) === 0) {
+    assert(performance.now() < end, `${text}: not within ${TIMEOUT_MS} ms`);
+    await say(from, text);
+    await to.waitForTimeout(PROBE_PAUSE_MS);
+  }
+}
+
+async function screenshot(page, name) {
+  await page.screenshot({ path: `${options.screenshots}/${name}.png` });
+}
+
+async function talk(first, second) {
+  assert.equal(await first.getByTestId("node").textContent(), "a");
+  assert.equal(await second.getByTestId("node").textContent(), "b");
+  assert(await first.getByLabel("Message", { exact: true }).isDisabled(), "nobody talks outside of a room");
+  await join(first, "lobby");
+  await join(second, "lobby");
+  await reach(first, second, "Is anybody there?");
+  await reach(second, first, "Yes, on the other node.");
+
+  const answer = withText(first, "Yes, on the other node.").first();
+  assert.equal(await answer.getByTestId("message-node").textContent(), "b");
+  assert.notEqual(await answer.getByTestId("message-from").textContent(), "you");
+  const own = withText(second, "Yes, on the other node.").first();
+  assert.equal(await own.getByTestId("message-from").textContent(), "you");
+
+  await say(first, "<b id=bold>Markup</b> stays text, and so does 日本語 🚀");
+  await arrives(second, "<b id=bold>Markup</b> stays text, and so does 日本語 🚀");
+  assert.equal(await second.locator("#bold").count(), 0);
+}
+
+// Rooms are apart: what is said in one is not shown in another, and counts as new for who is in both.
+async function rooms(first, second) {
+  await join(first, "rust");
+  await join(second, "rust");
+  await reach(second, first, "Only for Rust.");
+  const unread = first.getByTestId("room-lobby");
+  assert.equal(await unread.textContent(), "lobby");
+  await second.getByTestId("room-lobby").click();
+  await say(second, "Back in the lobby.");
+  await first.getByText("lobby (1 new)").waitFor();
+  assert.equal(await withText(first, "Back in the lobby.").count(), 0);
+  await unread.click();
+  await arrives(first, "Back in the lobby.");
+  assert.equal(await withText(first, "Only for Rust.").count(), 0);
+
+  await second.getByRole("button", { name: "Leave rust" }).click();
+  await second.getByTestId("room-rust").waitFor({ state: "detached" });
+}
+
+async function refusal(page) {
+  await page.getByLabel("Message", { exact: true }).fill("x".repeat(5000));
+  await page.getByRole("button", { name: "Send" }).click();
+  await page.getByRole("alert").getByText("the limit is 4096").waitFor();
+  await screenshot(page, "refused");
+  await say(page, "Shorter.");
+  await page.waitForFunction(() => document.querySelector("[data-testid=error]").textContent === "");
+}
+
+async function restart(first, second) {
+  await ask("stop the second node");
+  await state(second, "disconnected");
+  assert(await second.getByLabel("Message", { exact: true }).isDisabled(), "nobody talks without a connection");
+  assert(await second.getByTestId("join").isDisabled() && await second.getByTestId("leave-lobby").isDisabled());
+  await say(first, "Still here without you.");
+  await screenshot(second, "disconnected");
+  await ask("start the second node");
+  await state(second, "connected");
+  await reach(first, second, "Welcome back.");
+  await reach(second, first, "What did I miss?");
+  // What it said as another socket is still its own.
+  const own = withText(second, "Back in the lobby.").first();
+  await second.getByTestId("room-lobby").click();
+  assert.equal(await own.getByTestId("message-from").textContent(), "you");
+}
+
+await mkdir(options.screenshots, { recursive: true });
+const browser = await chromium.launch({
+  executablePath: options.chromium,
+  headless: true,
+  timeout: TIMEOUT_MS,
+  // `--headless`, an empty profile of its own and no calls home come with the library; these are what it leaves out.
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+    "--disable-background-networking", "--disable-sync"],
+});
+try {
+  const size = { width: 1000, height: 640 };
+  const first = await open(browser, options.first, { viewport: size, colorScheme: "light" });
+  const second = await open(browser, options.second, { viewport: size, colorScheme: "dark" });
+  await talk(first, second);
+  await rooms(first, second);
+  await screenshot(first, "light");
+  await screenshot(second, "dark");
+  await refusal(first);
+  await restart(first, second);
+  await first.setViewportSize({ width: 390, height: 760 });
+  await withText(first, "What did I miss?").last().waitFor();
+  await first.waitForFunction(() => {
+    const list = document.querySelector("[data-testid=messages]");
+    return list.scrollHeight > list.clientHeight && list.scrollHeight - list.scrollTop - list.clientHeight < 2;
+  });
+  await screenshot(first, "phone");
+  assert.deepEqual(faults, []);
+  console.log("done");
+} finally {
+  await browser.close();
+}
+process.exit(0);

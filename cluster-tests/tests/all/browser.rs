@@ -1,0 +1,42 @@
+//! The page of the example `chat` in a headless browser: two pages on two nodes talk to each other.
+
+use std::path::{Path, PathBuf};
+
+use cluster_tests::chat::{ChatCluster, linked};
+use cluster_tests::process::Process;
+use cluster_tests::requirement::{self, JS};
+use serde_json::json;
+use tokio::process::Command;
+
+/// What happens in the pages stands in the script, which asks for what it cannot do itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_pages_on_two_nodes_talk_to_each_other() {
+    let (Some(node), Some(chromium)) = (requirement::node(), requirement::chromium()) else { return };
+    let [a, mut b, c] = ChatCluster::new("common").three().await;
+    let mut script = Command::new(node);
+    let options = json!({
+        "chromium": chromium,
+        "first": a.url(),
+        "second": b.url(),
+        "screenshots": screenshots(),
+    });
+    script.arg(Path::new(JS).join("page.mjs")).arg(options.to_string());
+    let mut script = Process::spawn("page.mjs", script);
+
+    script.line("stop the second node").await;
+    b.kill().await;
+    script.write("stopped").await;
+    script.line("start the second node").await;
+    b.restart().await;
+    linked(&[&a, &b, &c]).await;
+    script.write("started").await;
+    script.line("done").await;
+    let status = script.end().await;
+    assert!(status.success(), "{status}");
+}
+
+/// Beside the program of this test, which is not in git.
+fn screenshots() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.ancestors().nth(3).unwrap().join("screenshots")
+}
