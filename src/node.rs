@@ -206,6 +206,9 @@ impl Node {
             for peer in self.inner.hub.peers() {
                 peer.flushed().await;
             }
+            for peer in self.inner.hub.peers() {
+                peer.say_goodbye().await;
+            }
         };
         if tokio::time::timeout(self.inner.hub.config.link.drain_timeout, flushed).await.is_err() {
             tracing::warn!(node = %self.id(), "left before every peer had acknowledged everything");

@@ -64,11 +64,16 @@ async fn bench() -> Outcome<()> {
 fn report(cases: &[&str], results: &[Vec<f64>], slowest: &[Vec<f64>]) -> Outcome<()> {
     let m: Vec<f64> = results.iter().map(|values| median(values)).collect();
     let slow: Vec<f64> = slowest.iter().map(|values| median(values)).collect();
-    println!("\n{MESSAGE}-byte messages, {} rounds, medians\n", results.iter().map(Vec::len).max().unwrap_or(0));
+    println!(
+        "\n{MESSAGE}-byte messages, {} rounds, medians\n",
+        results.iter().map(Vec::len).max().unwrap_or(0)
+    );
     println!("| measure | roomcast | raw quinn | ratio | goal |");
     println!("|---|---:|---:|---:|---|");
     let million = 1e6;
-    for (label, at, goal) in [("messages/s, 100 a write", 0, "at least 0.5"), ("messages/s, 1 a write", 2, "")] {
+    for (label, at, goal) in
+        [("messages/s, 100 a write", 0, "at least 0.5"), ("messages/s, 1 a write", 2, "")]
+    {
         println!(
             "| {label} | {:.2} M | {:.2} M | {:.2} | {goal} |",
             m[at] / million,
@@ -225,7 +230,8 @@ impl Raw {
         let name = ClusterName::new("bench")?;
         let (a, b) = (raw_endpoint(&name, &secret)?, raw_endpoint(&name, &secret)?);
         let connecting = a.connect(b.local_addr()?, &server_name(&name))?;
-        let accept = async { b.accept().await.ok_or("the endpoint is closed")?.await.map_err(|e| e.to_string()) };
+        let accept =
+            async { b.accept().await.ok_or("the endpoint is closed")?.await.map_err(|e| e.to_string()) };
         let (here, there) = tokio::join!(connecting, accept);
         let (here, there) = (here?, there?);
 

@@ -119,7 +119,11 @@ fn memory() -> Outcome<Value> {
         let (table, process) = (routes.bytes() as f64 / rows, grown / rows);
         line(&format!("bytes a row, {name}: the table"), format!("{table:.1}"), "at most 64");
         if copies == 1 {
-            line(&format!("bytes a row, {name}: growth of the process"), format!("{process:.1}"), "at most 64");
+            line(
+                &format!("bytes a row, {name}: growth of the process"),
+                format!("{process:.1}"),
+                "at most 64",
+            );
         }
         // The second table goes where the first was, so the process says little about it.
         let process = (copies == 1).then_some(process);
@@ -182,12 +186,18 @@ async fn snapshot_link() -> Outcome<Value> {
         b.stop().await;
     }
     let per_room = bytes as f64 / ROOMS as f64;
-    line("snapshot of 1 M rooms over a link: link up to synced, ms", format!("{:.0}", median(&times)), "under 2000");
+    line(
+        "snapshot of 1 M rooms over a link: link up to synced, ms",
+        format!("{:.0}", median(&times)),
+        "under 2000",
+    );
     line("snapshot of 1 M rooms over a link: bytes a room", format!("{per_room:.2}"), "");
     line("1 M joins of one member, ms", format!("{joined:.0}"), "");
     drop(member);
     a.stop().await;
-    Ok(json!({ "link_up_to_synced_ms": median(&times), "rounds_ms": times, "bytes_per_room": per_room, "join_ms": joined }))
+    Ok(
+        json!({ "link_up_to_synced_ms": median(&times), "rounds_ms": times, "bytes_per_room": per_room, "join_ms": joined }),
+    )
 }
 
 /// Starts a node beside `a` and says how long it took from link to synced.
@@ -244,7 +254,8 @@ fn lookup() -> Outcome<Value> {
     for (name, batch) in [("idle", 0), ("one join a delta", 1), ("100 joins a delta", 100)] {
         let running = AtomicBool::new(true);
         let (measured, deltas) = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| if batch > 0 { churn(&routes, &ns, batch, &running) } else { Ok(0.0) });
+            let writer =
+                scope.spawn(|| if batch > 0 { churn(&routes, &ns, batch, &running) } else { Ok(0.0) });
             let measured = look(&routes, &ns);
             running.store(false, Ordering::Relaxed);
             (measured, writer.join())
@@ -292,7 +303,8 @@ fn look(routes: &Routes, ns: &Namespace) -> (f64, f64, f64, f64) {
 fn churn(routes: &Routes, ns: &Namespace, batch: usize, running: &AtomicBool) -> Outcome<f64> {
     let slot = PeerSlot(0);
     let begun = Instant::now();
-    let (mut version, mut changes, mut next) = (routes.version(slot).ok_or("the peer is not known")?, 0, ROOMS);
+    let (mut version, mut changes, mut next) =
+        (routes.version(slot).ok_or("the peer is not known")?, 0, ROOMS);
     while running.load(Ordering::Relaxed) {
         let keys: Vec<RoomKey> = (next..next + batch).map(|room| ns.room(&room.to_string())).collect();
         next += batch;

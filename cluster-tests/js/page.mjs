@@ -143,10 +143,13 @@ try {
   const size = { width: 1000, height: 640 };
   const first = await open(browser, options.first, { viewport: size, colorScheme: "light" });
   const second = await open(browser, options.second, { viewport: size, colorScheme: "dark" });
+  console.log("opened");
   await talk(first, second);
+  console.log("talked");
   await rooms(first, second);
   await screenshot(first, "light");
   await screenshot(second, "dark");
+  console.log("kept rooms apart");
   await refusal(first);
   await restart(first, second);
   await first.setViewportSize({ width: 390, height: 760 });

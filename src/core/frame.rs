@@ -369,7 +369,10 @@ pub fn decode_stream(mut bytes: &[u8], limits: &FrameLimits) -> Result<usize, Fr
     while let Some(length) = frame_len(bytes, limits)? {
         let Some(frame) = bytes.get(LENGTH_BYTES..LENGTH_BYTES + length) else { break };
         let (head, used) = decode_head(frame, limits)?;
-        debug_assert_eq!(decode_broadcast(frame, limits).map(|head| head.is_none_or(|(_, end)| end == used)), Ok(true));
+        debug_assert_eq!(
+            decode_broadcast(frame, limits).map(|head| head.is_none_or(|(_, end)| end == used)),
+            Ok(true)
+        );
         if let Head::Interest(interest) = &head {
             decode_keys(interest, &frame[used..])?;
         }

@@ -54,6 +54,8 @@ pub(crate) struct PeerQueue {
     /// When the link came up, in milliseconds of the node's clock.
     pub(crate) link_since_ms: AtomicU64,
     closed: AtomicBool,
+    /// This node leaves: the link says goodbye when everything is sent.
+    leaving: AtomicBool,
     /// The last counted frame from the peer that was applied here.
     pub(crate) applied: AtomicU64,
     /// The version of the peer's interest that is applied here.
@@ -121,6 +123,7 @@ impl PeerQueue {
             state: AtomicU8::new(0),
             link_since_ms: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             applied: AtomicU64::new(0),
             interest_held: AtomicU64::new(0),
             interest_acked: AtomicU64::new(0),
@@ -276,6 +279,26 @@ impl PeerQueue {
     /// The link, for volatile frames and round trips.
     pub(crate) fn set_path(&self, path: Option<Box<dyn LinkPath>>) {
         self.path.store(path.map(Arc::new));
+        self.space.notify_waiters();
+    }
+
+    /// Lets the link say goodbye when everything is sent, and waits until it has ended.
+    pub(crate) async fn say_goodbye(&self) {
+        self.leaving.store(true, Ordering::Release);
+        self.wake.notify_one();
+        loop {
+            let mut notified = std::pin::pin!(self.space.notified());
+            notified.as_mut().enable();
+            if self.path.load().is_none() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Whether this node leaves.
+    pub(crate) fn leaves(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     /// Sends a gossip message over the link, if there is one.

@@ -15,17 +15,17 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::core::frame::{
-    BroadcastHead, Head, InterestHead, InterestPart, LENGTH_BYTES, Resume, WireMode, decode_broadcast, decode_head, decode_keys,
-    encode_head, frame_len,
+    BroadcastHead, Head, InterestHead, InterestPart, LENGTH_BYTES, Resume, WireMode, decode_broadcast,
+    decode_head, decode_keys, encode_head, frame_len,
 };
 use crate::core::inbox::Verdict;
 use crate::core::interest::{InterestChange, InterestDelta, RoomMode};
 use crate::core::link::LinkState;
 use crate::error::{DropReason, LinkError};
 use crate::event::Event;
-use crate::hub::{Hub, Recent};
 use crate::hub::feed::{InterestSnapshot, Next};
 use crate::hub::peer::{LentInbox, LinkPath, PeerQueue, count, count_alone};
+use crate::hub::{Hub, Recent};
 use crate::ids::{Namespace, Seq};
 use crate::quic::handshake::{CloseCode, FrameReader, Greeted, connection_error, split_frame};
 
@@ -139,6 +139,7 @@ pub(crate) async fn run(
     let code = match &error {
         LinkError::Violation(_) => CloseCode::Violation,
         LinkError::Silent(_) => CloseCode::Silent,
+        LinkError::Stopping => CloseCode::Left,
         _ => CloseCode::Refused,
     };
     peer.set_path(None);
@@ -207,7 +208,9 @@ impl Reader {
         let payload = |used: usize| block.slice(range.start + used..range.end);
         if self.epoch != 0 {
             if !run.goes_on(frame) {
-                run.begin(decode_broadcast(frame, &self.reader.limits)?.map(|(head, used)| (head, &frame[..used])));
+                run.begin(
+                    decode_broadcast(frame, &self.reader.limits)?.map(|(head, used)| (head, &frame[..used])),
+                );
             }
             if let Some((head, bytes)) = &run.head {
                 if self.accept(frame.len()) {
@@ -455,8 +458,24 @@ impl Writer {
             } else {
                 self.write(&mut out).await?;
             }
+            if self.peer.leaves() && self.peer.unsent() == 0 {
+                return self.goodbye(out).await;
+            }
             gather.wait(&self.peer).await;
         }
+    }
+
+    /// The node leaves: says last what was applied, so that the peer knows what was not.
+    async fn goodbye(&mut self, mut out: Vec<Bytes>) -> Result<(), LinkError> {
+        let seq = self.peer.applied.load(Ordering::Acquire);
+        let interest = self.peer.interest_held.load(Ordering::Acquire);
+        push_head(&Head::Received { seq, interest }, &mut out)?;
+        self.write(&mut out).await?;
+        if self.send.finish().is_ok() {
+            // Ends when the peer has it all.
+            let _ = self.send.stopped().await;
+        }
+        Err(LinkError::Stopping)
     }
 
     async fn write(&mut self, out: &mut Vec<Bytes>) -> Result<(), LinkError> {

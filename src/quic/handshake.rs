@@ -8,8 +8,8 @@ use smallvec::smallvec;
 use tokio::time::{Instant, timeout_at};
 
 use crate::core::frame::{
-    FrameLimits, Head, Hello, LENGTH_BYTES, MAX_HEAD_BYTES, PROTOCOL, PROTOCOL_MIN, Refusal, RefusalKind, decode_head,
-    encode_head, frame_len,
+    FrameLimits, Head, Hello, LENGTH_BYTES, MAX_HEAD_BYTES, PROTOCOL, PROTOCOL_MIN, Refusal, RefusalKind,
+    decode_head, encode_head, frame_len,
 };
 use crate::error::LinkError;
 use crate::ids::{Incarnation, NodeId};

@@ -40,7 +40,12 @@ pub(crate) fn rounds(default: usize) -> usize {
 }
 
 /// Starts a node on loopback.
-pub(crate) async fn start(id: &str, secret: &ClusterSecret, seeds: &[&Node], config: Config) -> Outcome<Node> {
+pub(crate) async fn start(
+    id: &str,
+    secret: &ClusterSecret,
+    seeds: &[&Node],
+    config: Config,
+) -> Outcome<Node> {
     let seeds = seeds.iter().map(|node| node.local_addr());
     let builder = Node::builder().cluster("bench").id(id).listen("127.0.0.1:0").seeds(seeds);
     Ok(builder.secret(secret.clone()).config(config).start().await?)

@@ -23,7 +23,10 @@ async fn two_pages_on_two_nodes_talk_to_each_other() {
     script.arg(Path::new(JS).join("page.mjs")).arg(options.to_string());
     let mut script = Process::spawn("page.mjs", script);
 
-    script.line("stop the second node").await;
+    // Each step has its own deadline.
+    for step in ["opened", "talked", "kept rooms apart", "stop the second node"] {
+        script.line(step).await;
+    }
     b.kill().await;
     script.write("stopped").await;
     script.line("start the second node").await;

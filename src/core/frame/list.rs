@@ -69,6 +69,9 @@ mod tests {
         assert_eq!(list.to_vec(), [1, 2]);
         assert!(list.capacity() < 100);
         type Plain = SmallVec<[u32; 1]>;
-        assert!(Plain::deserialize(SeqDeserializer::<_, Error>::new(Claim(0))).is_err(), "no need for `read`");
+        assert!(
+            Plain::deserialize(SeqDeserializer::<_, Error>::new(Claim(0))).is_err(),
+            "no need for `read`"
+        );
     }
 }

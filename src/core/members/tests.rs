@@ -121,7 +121,9 @@ fn leaving_wins_until_dead() {
     assert_eq!(state(&members, "a"), Some(Leaving));
     assert_eq!(down(&mut members, "a", 1, 2), []);
     let changes = members.gossip(&leaving(false), 3);
-    let [MemberChange::StateChanged { .. }, MemberChange::Left(left)] = &changes[..] else { panic!("{changes:?}") };
+    let [MemberChange::StateChanged { .. }, MemberChange::Left(left)] = &changes[..] else {
+        panic!("{changes:?}")
+    };
     assert_eq!(left.state, Dead, "who left on purpose is not waited for");
     assert!(dialled(&members).is_empty());
 }
