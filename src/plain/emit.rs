@@ -168,7 +168,8 @@ impl<'a> Emit<'a> {
             return Err(EmitError::TooManyRooms { got, limit: MAX_ROOMS });
         }
         let hub = self.inner.hub();
-        self.rooms.iter().chain(&self.except).try_for_each(|room| hub.check_room(room))?;
+        self.rooms.iter().try_for_each(|room| hub.check_room(room))?;
+        self.except.iter().try_for_each(|room| hub.check_room(room))?;
         Ok(())
     }
 

@@ -1,0 +1,100 @@
+//! The hub by itself: who gets a frame, and what it is made of.
+
+use smallvec::smallvec;
+
+use super::*;
+use crate::core::frame::PayloadKind;
+
+fn hub(id: &str) -> Arc<Hub> {
+    Hub::new(NodeId::new(id).unwrap(), Incarnation(1), Config::default())
+}
+
+fn add(hub: &Hub, id: &str) -> Arc<PeerQueue> {
+    let id = NodeId::new(id).unwrap();
+    let addr = ([127, 0, 0, 1], 1).into();
+    hub.add_peer(|slot| Arc::new(PeerQueue::new(id, Incarnation(1), slot, addr, 1, 1 << 20)))
+}
+
+fn head(room: &str) -> BroadcastHead<'_> {
+    BroadcastHead {
+        ns: "/chat",
+        kind: PayloadKind::Plain,
+        flags: 0,
+        rooms: smallvec![room],
+        except: smallvec![],
+        server: None,
+        socket: None,
+        attachments: smallvec![],
+    }
+}
+
+fn send(hub: &Hub, payload: &Bytes) -> Receipt {
+    let ns = Namespace::new("/chat").unwrap();
+    hub.send(&ns, &[ns.room("lobby")], &head("lobby"), payload, false)
+}
+
+fn taken(peer: &PeerQueue) -> Vec<Bytes> {
+    let mut out = Vec::new();
+    peer.take(usize::MAX, &mut out);
+    out
+}
+
+#[test]
+fn one_encoding_serves_every_peer() {
+    let hub = hub("a");
+    let peers = ["b", "c", "d"].map(|id| add(&hub, id));
+    let payload = Bytes::from(vec![7; 100_000]);
+    assert_eq!(send(&hub, &payload).queued, 3);
+    for peer in &peers {
+        let [head, body] = &taken(peer)[..] else { panic!("a large frame is its head and its payload") };
+        // The payload is the bytes that were handed in, not a copy of them.
+        assert_eq!((body.as_ptr(), body.len()), (payload.as_ptr(), payload.len()));
+        assert!(head.len() < 64);
+    }
+}
+
+#[test]
+fn a_thread_that_has_sent_before_sees_who_came_and_who_went() {
+    let (one, other) = (hub("a"), hub("x"));
+    let payload = Bytes::from_static(b"hello");
+    assert_eq!(send(&one, &payload), Receipt::default());
+    let b = add(&one, "b");
+    assert_eq!(send(&one, &payload).queued, 1);
+    assert_eq!(send(&other, &payload).targeted, 0, "the peers of one node are not those of another");
+    let c = add(&one, "c");
+    one.remove_peer(&b);
+    assert_eq!(send(&one, &payload).queued, 1);
+    assert!(taken(&b).is_empty());
+    assert_eq!(taken(&c).len(), 1);
+}
+
+struct Counting(AtomicU64);
+
+impl Inbound for Counting {
+    fn deliver(&self, _: &BroadcastHead<'_>, _: &Bytes) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn messages_that_come_together_reach_every_front_and_are_counted() {
+    let hub = hub("a");
+    let ns = Namespace::new("/chat").unwrap();
+    let fronts = [0, 1].map(|_| Arc::new(Counting(AtomicU64::new(0))));
+    let attached = fronts.each_ref().map(|front| {
+        let inbound: Weak<dyn Inbound> = Arc::downgrade(&(Arc::clone(front) as Arc<dyn Inbound>));
+        hub.attach(&ns, RoomMode::Exact, inbound)
+    });
+    let mut recent = Recent::default();
+    for room in ["lobby", "hall", "hall"] {
+        hub.deliver_recent(&mut recent, &head(room), Bytes::from_static(b"hello"));
+    }
+    hub.deliver_recent(&mut recent, &BroadcastHead { ns: "/none", ..head("hall") }, Bytes::new());
+    hub.count_delivered(&mut recent);
+    assert_eq!(fronts.each_ref().map(|front| front.0.load(Ordering::Relaxed)), [3, 3]);
+    assert_eq!(hub.counters.delivered.load(Ordering::Relaxed), 3);
+    assert_eq!(hub.counters.no_namespace.load(Ordering::Relaxed), 1);
+    drop(attached);
+    hub.deliver(&head("hall"), &Bytes::new());
+    assert_eq!(hub.counters.no_namespace.load(Ordering::Relaxed), 2);
+}
