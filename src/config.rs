@@ -55,6 +55,14 @@ pub struct LinkConfig {
     /// The most rooms that one peer may advertise. Default is 2,000,000; beyond it the link is closed.
     /// Cost: 16 bytes or more for each room of a peer.
     pub max_rooms_per_peer: usize,
+    /// The most namespaces that one peer may advertise. Default is 65,536; beyond it the link is closed.
+    /// Cost: about 400 bytes for each namespace of a peer.
+    pub max_namespaces_per_peer: usize,
+    /// The most namespaces on this node. Default is 16,384; one more is refused. socketioxide keeps every dynamic
+    /// namespace that a client ever connected to, so clients decide how many there are. Keep it well below
+    /// `max_namespaces_per_peer` of the other nodes. Cost: about 1 KiB each here, and on each peer what a namespace
+    /// costs there.
+    pub max_namespaces: usize,
     /// What is queued or not acknowledged for one peer, in bytes. Default is 64 MiB. At the limit the newest frame is
     /// dropped and counted. Cost: up to this per peer, when the peer does not keep up.
     pub outbox_bytes: usize,
@@ -94,6 +102,8 @@ impl Default for LinkConfig {
             max_frame_bytes: 16 << 20,
             max_room_bytes: 512,
             max_rooms_per_peer: 2_000_000,
+            max_namespaces_per_peer: 65_536,
+            max_namespaces: 16_384,
             outbox_bytes: 64 << 20,
             resume_window: Duration::from_secs(15),
             interest_log_bytes: 1 << 20,

@@ -1,6 +1,7 @@
 //! A node: builder, start, ready, drain, stop. The only file that knows the order of start and stop.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -202,16 +203,18 @@ impl Node {
         tracing::info!(node = %self.id(), "leaving the cluster");
         let _ = self.inner.actors.membership.send(Drain).await;
         self.inner.gossip.set_leaving().await;
-        let flushed = async {
-            for peer in self.inner.hub.peers() {
+        // Each for itself: one that is away or frozen must not cost the others their goodbye.
+        let limit = self.inner.hub.config.link.drain_timeout;
+        let mut goodbyes = tokio::task::JoinSet::new();
+        for peer in self.inner.hub.peers() {
+            goodbyes.spawn(tokio::time::timeout(limit, async move {
                 peer.flushed().await;
-            }
-            for peer in self.inner.hub.peers() {
                 peer.say_goodbye().await;
-            }
-        };
-        if tokio::time::timeout(self.inner.hub.config.link.drain_timeout, flushed).await.is_err() {
-            tracing::warn!(node = %self.id(), "left before every peer had acknowledged everything");
+            }));
+        }
+        let late = goodbyes.join_all().await.into_iter().filter(Result::is_err).count();
+        if late > 0 {
+            tracing::warn!(node = %self.id(), peers = late, "left before these peers had acknowledged everything");
         }
         for peer in self.inner.hub.peers() {
             peer.close_link(CloseCode::Left, "the node leaves");
@@ -273,7 +276,9 @@ impl Inner {
             task.abort();
         }
         self.endpoint.close(quinn::VarInt::from_u32(CloseCode::Left as u32), b"the node stops");
+        self.gossip.stop();
         self.actors.stop();
+        self.hub.stop();
         for peer in self.hub.peers() {
             peer.close();
         }
@@ -496,10 +501,11 @@ impl NodeBuilder {
 }
 
 async fn keep_certificates(identity: Arc<Identity>, node: NodeId) {
+    let failing = Arc::new(AtomicBool::new(false));
     loop {
         tokio::time::sleep(CERTIFICATE_CHECK).await;
         let now = wall_clock();
-        let (identity, node) = (Arc::clone(&identity), node.clone());
+        let (identity, node, failing) = (Arc::clone(&identity), node.clone(), Arc::clone(&failing));
         // Reads files, makes keys: not on a thread that must not wait.
         let kept = tokio::task::spawn_blocking(move || {
             let renewed = if identity.renew_due(now) {
@@ -508,8 +514,15 @@ async fn keep_certificates(identity: Arc<Identity>, node: NodeId) {
                 identity.reload_if_changed(now)
             };
             match renewed {
-                Ok(true) => tracing::info!(%node, "certificate renewed"),
-                Ok(false) => {}
+                Ok(renewed) => {
+                    failing.store(false, Ordering::Relaxed);
+                    if renewed {
+                        tracing::info!(%node, "certificate renewed");
+                    }
+                }
+                Err(error) if failing.swap(true, Ordering::Relaxed) => {
+                    tracing::debug!(%node, %error, "the certificate is still not renewed");
+                }
                 Err(error) => {
                     tracing::error!(%node, %error, "failed to renew the certificate; the old one is kept");
                 }

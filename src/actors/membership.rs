@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message};
 use hashbrown::HashMap;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -33,6 +33,8 @@ const MAILBOX: usize = 1024;
 const TICK: Duration = Duration::from_millis(100);
 /// Seeds are looked over every so many ticks; each address has its own pauses between dials.
 const SEED_TICKS: u64 = 20;
+/// How long an address that led to this node itself is left alone.
+const OWN_PAUSE_MS: u64 = 30_000;
 /// A view is not taken more often than this.
 const VIEW_PAUSE: Duration = Duration::from_millis(20);
 /// How long a connection that was closed as a duplicate is given until the other one is the link.
@@ -92,8 +94,6 @@ struct Dial {
     under_way: bool,
     /// When the address was first wanted, or last used.
     since_ms: u64,
-    /// The address is this node's own.
-    own: bool,
     /// The node that was there the last time.
     reached: Option<NodeId>,
     /// The reason that was logged last.
@@ -133,7 +133,7 @@ impl Membership {
         }
         self.forget_old_dials();
         let dial = self.dials.entry(addr).or_insert_with(|| Dial::new(now));
-        if dial.under_way || dial.own || dial.backoff.next_ms > now {
+        if dial.under_way || dial.backoff.next_ms > now {
             return;
         }
         dial.under_way = true;
@@ -431,7 +431,6 @@ impl Dial {
             backoff: Backoff::default(),
             under_way: false,
             since_ms: now_ms,
-            own: false,
             reached: None,
             logged: None,
         }
@@ -464,6 +463,12 @@ pub(crate) async fn accept_all(
 ) {
     let slots = Arc::new(tokio::sync::Semaphore::new(hub.config.link.max_handshakes));
     while let Some(incoming) = endpoint.accept().await {
+        // Strangers with borrowed addresses cannot take the last places: under load an address has to answer first.
+        let busy = slots.available_permits() < hub.config.link.max_handshakes.div_ceil(2);
+        if busy && !incoming.remote_address_validated() && incoming.may_retry() {
+            let _ = incoming.retry();
+            continue;
+        }
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             count(&hub.counters.refused_busy, 1);
             incoming.refuse();
@@ -644,8 +649,11 @@ impl Handler<Dialled> for Membership {
             }
             Err(error) => {
                 count(&hub.counters.dials_failed, 1);
-                dial.own = error == LinkError::Own;
                 dial.backoff.failed(&hub.config.link.dial_backoff, now, jitter);
+                if error == LinkError::Own {
+                    // Not for ever: behind the address of a load balancer may be another node the next time.
+                    dial.backoff.next_ms = now + OWN_PAUSE_MS;
+                }
                 if dial.logged.as_ref() != Some(&error) {
                     match &error {
                         LinkError::Own | LinkError::Duplicate | LinkError::Lost(_) | LinkError::Stopping => {
@@ -714,6 +722,23 @@ impl Handler<LinkDown> for Membership {
             return;
         }
         self.link_down(down, ctx);
+    }
+}
+
+/// The node has stopped: the actor ends, with its timers.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Stop;
+
+impl Handler<Stop> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        let ids: Vec<_> = self.peers.keys().cloned().collect();
+        for id in ids {
+            self.retire(&id, None, CloseCode::Left);
+        }
+        ctx.stop();
     }
 }
 

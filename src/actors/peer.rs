@@ -56,10 +56,11 @@ impl Peer {
         let (link, node, queue, addr) =
             (self.links, self.node.clone(), Arc::clone(&self.queue), ctx.address());
         count(&queue.counters.links, 1);
+        // Not in the task: what closes the link from now on must find it.
+        connection::open(&greeted, &queue, self.node.runtime.clone());
         self.node.runtime.spawn(async move {
             let remote = greeted.conn.remote_address();
             let host = Host { registry: node.registry.clone(), links: Arc::clone(&node.links) };
-            connection::open(&greeted, &queue);
             node.links.add(&queue, remote);
             let up =
                 LinkUp { id: queue.id.clone(), incarnation: queue.incarnation, addr: queue.advertise, link };

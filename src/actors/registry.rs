@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message};
 
+use crate::actors::membership::Stop;
 use crate::actors::system::Beat;
 use crate::core::interest::Interest;
 use crate::core::link::LinkState;
@@ -169,6 +170,16 @@ impl Handler<LinkLost> for RoomRegistry {
 
     fn handle(&mut self, LinkLost(peer): LinkLost, _: &mut Self::Context) {
         self.hub.routes.set_unknown(peer.slot);
+        // A last part of its interest may have been in the mailbox before this.
+        peer.set_state(LinkState::Down);
+    }
+}
+
+impl Handler<Stop> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
     }
 }
 

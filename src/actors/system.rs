@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::actors::links::LinkTable;
-use crate::actors::membership::{Begin, Membership, Parts, own_member};
+use crate::actors::membership::{Begin, Membership, Parts, Stop, own_member};
 use crate::actors::registry::RoomRegistry;
 use crate::core::members::Member;
 use crate::error::StartError;
@@ -58,6 +58,7 @@ impl Beat {
 /// The running actors.
 pub(crate) struct Actors {
     pub(crate) membership: Addr<Membership>,
+    registry: Addr<RoomRegistry>,
     pub(crate) members: watch::Receiver<Arc<Vec<Member>>>,
     /// Whether no other node is linked.
     pub(crate) alone: watch::Receiver<bool>,
@@ -116,7 +117,7 @@ fn launch(seed: Seed, runtime: Handle, system: Option<System>) -> Actors {
         links: seed.links,
         discovery: seed.discovery,
         runtime,
-        registry,
+        registry: registry.clone(),
         published: members_tx,
         alone: alone_tx,
         beat: Arc::clone(&beat),
@@ -125,14 +126,19 @@ fn launch(seed: Seed, runtime: Handle, system: Option<System>) -> Actors {
     let membership = Membership::new(parts).start();
     // The mailbox is empty: the message fits.
     let _ = membership.try_send(Begin(seed.wanted));
-    Actors { membership, members, alone, beat, system }
+    Actors { membership, registry, members, alone, beat, system }
 }
 
 impl Actors {
-    /// Ends the thread of the actors.
+    /// Ends the actors, and their thread where they have one.
     pub(crate) fn stop(&self) {
-        if let Some(system) = &self.system {
-            system.stop();
+        match &self.system {
+            Some(system) => system.stop(),
+            None => {
+                // A full mailbox is that of an actor whose thread hangs: nothing can be done for it.
+                let _ = self.membership.try_send(Stop);
+                let _ = self.registry.try_send(Stop);
+            }
         }
     }
 }

@@ -220,12 +220,19 @@ impl Gossip {
     }
 }
 
-impl Drop for Gossip {
-    fn drop(&mut self) {
+impl Gossip {
+    /// Stops everything at once; nothing can be started again. For a node that stops while others still hold it.
+    pub fn stop(&self) {
         self.supervisor.abort();
         if let Some(handle) = self.shared.close() {
             handle.abort();
         }
+    }
+}
+
+impl Drop for Gossip {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -8,8 +8,8 @@ pub(crate) mod peer;
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Cache};
@@ -65,6 +65,8 @@ pub struct Receipt {
 pub(crate) struct Counters {
     /// Broadcasts handed in by fronts for other nodes (also those that no other node was interested in).
     pub(crate) emits: AtomicU64,
+    /// Heads encoded: one for an emit that any other node is interested in, whatever their number.
+    pub(crate) encoded: AtomicU64,
     /// Frames that were not queued, any reason.
     pub(crate) drops: AtomicU64,
     /// Messages from other nodes that were handed to a front here.
@@ -105,7 +107,9 @@ pub(crate) struct Hub {
     pub(crate) counters: Counters,
     pub(crate) events: broadcast::Sender<Event>,
     /// The reasons that were logged, by address.
-    refusals: Mutex<HashMap<SocketAddr, LinkError>>,
+    refusals: Mutex<HashMap<IpAddr, LinkError>>,
+    /// The node has stopped: nobody takes what is pending any more.
+    stopped: AtomicBool,
     started: Instant,
 }
 
@@ -187,7 +191,7 @@ impl Hub {
         };
         let routes = Routes::new(RoutesConfig {
             max_rooms_per_peer: config.link.max_rooms_per_peer,
-            ..RoutesConfig::default()
+            max_namespaces_per_peer: config.link.max_namespaces_per_peer,
         });
         Arc::new(Self {
             id,
@@ -203,6 +207,7 @@ impl Hub {
             counters: Counters::default(),
             events: broadcast::channel(config.event_buffer.0).0,
             refusals: Mutex::default(),
+            stopped: AtomicBool::new(false),
             started: Instant::now(),
             config,
         })
@@ -221,13 +226,13 @@ impl Hub {
     /// Logs why an incoming connection was refused: each reason of an address once, not at every attempt.
     pub(crate) fn log_refusal(&self, remote: SocketAddr, error: &LinkError) {
         let mut refusals = lock(&self.refusals);
-        if refusals.get(&remote) == Some(error) {
+        if refusals.get(&remote.ip()) == Some(error) {
             return;
         }
         if refusals.len() >= MAX_REFUSALS {
             refusals.clear();
         }
-        refusals.insert(remote, error.clone());
+        refusals.insert(remote.ip(), error.clone());
         tracing::warn!(node = %self.id, %remote, %error, "incoming connection refused");
     }
 
@@ -258,6 +263,7 @@ impl Hub {
             let (scratch, peers) = scratch.parts(&self.peers);
             scratch.clear();
             let encoded = encode_broadcast(head, payload.len(), scratch);
+            self.counters.encoded.fetch_add(1, Ordering::Relaxed);
             let frame_bytes = scratch.len() + payload.len() - LENGTH_BYTES.min(scratch.len());
             let fits = encoded.is_ok() && frame_bytes <= self.limits.max_frame_bytes;
             let mut receipt = Receipt::default();
@@ -324,6 +330,19 @@ impl Hub {
         last.deliver_next(head, payload, &mut recent.kept);
     }
 
+    /// Whether a namespace may be attached: it is, or there is room for one more.
+    pub(crate) fn has_room_for(&self, ns: &Namespace) -> bool {
+        let fronts = self.fronts.load();
+        fronts.len() < self.config.link.max_namespaces || fronts.contains_key(ns.path())
+    }
+
+    /// Whether any other node would get a message for `rooms` of `ns`.
+    pub(crate) fn wants(&self, ns: &Namespace, rooms: &[RoomKey]) -> bool {
+        let mut mask = PeerMask::default();
+        self.routes.lookup(ns, rooms, &mut mask);
+        !mask.is_empty()
+    }
+
     /// Adds a front for a namespace: other nodes now learn that `ns` is here.
     pub(crate) fn attach(
         self: &Arc<Self>,
@@ -352,7 +371,16 @@ impl Hub {
         std::mem::take(&mut *lock(&self.pending))
     }
 
+    /// The node stops: what fronts still say about their rooms is for nobody.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.take_pending();
+    }
+
     fn note(&self, change: impl FnOnce(&mut Pending)) {
+        if self.stopped.load(Ordering::Acquire) {
+            return;
+        }
         let was_empty = {
             let mut pending = lock(&self.pending);
             let was_empty = pending.is_empty();

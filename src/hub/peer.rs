@@ -138,11 +138,12 @@ impl PeerQueue {
         payload: &Bytes,
         now_ms: impl FnOnce() -> u64,
     ) -> Result<(), DropReason> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(DropReason::PeerGone);
-        }
         let had_unsent = {
             let mut outbox = lock(&self.outbox);
+            // Under the lock: what is pushed before a close is counted by the close.
+            if self.closed.load(Ordering::Acquire) {
+                return Err(DropReason::PeerGone);
+            }
             let had_unsent = outbox.has_unsent();
             outbox.push_at(head, payload, now_ms)?;
             // Under the lock, so nobody else counts.
@@ -246,8 +247,11 @@ impl PeerQueue {
 
     /// Gives up everything, for good. Returns how many frames the peer was still owed.
     pub(crate) fn close(&self) -> u64 {
-        self.closed.store(true, Ordering::Release);
-        let lost = lock(&self.outbox).clear();
+        let lost = {
+            let mut outbox = lock(&self.outbox);
+            self.closed.store(true, Ordering::Release);
+            outbox.clear()
+        };
         count(&self.counters.gap_sent, lost);
         self.space.notify_waiters();
         lost

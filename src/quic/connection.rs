@@ -10,9 +10,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream, WriteError};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, yield_now};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::core::frame::{
     BroadcastHead, Head, InterestHead, InterestPart, LENGTH_BYTES, Resume, WireMode, decode_broadcast,
@@ -23,7 +24,7 @@ use crate::core::interest::{InterestChange, InterestDelta, RoomMode};
 use crate::core::link::LinkState;
 use crate::error::{DropReason, LinkError};
 use crate::event::Event;
-use crate::hub::feed::{InterestSnapshot, Next};
+use crate::hub::feed::{InterestSnapshot, KEYS_PER_FRAME, Next};
 use crate::hub::peer::{LentInbox, LinkPath, PeerQueue, count, count_alone};
 use crate::hub::{Hub, Recent};
 use crate::ids::{Namespace, Seq};
@@ -33,6 +34,8 @@ use crate::quic::handshake::{CloseCode, FrameReader, Greeted, connection_error, 
 const WRITE_BYTES: usize = 128 * 1024;
 /// An acknowledgement is due after so many bytes of counted frames; else it goes with the heartbeat.
 const ACK_BYTES: usize = 256 * 1024;
+/// Into how many parts the time is cut after which a silent link ends; it is noticed one part late at most.
+const SILENCE_TICKS: u32 = 16;
 /// The largest message on a short stream of gossip, in bytes. chitchat keeps its messages below 64 KiB.
 const MAX_GOSSIP_BYTES: usize = 80 * 1024;
 /// The most short streams that one link writes at the same time; more are dropped and counted.
@@ -84,8 +87,8 @@ struct Signals {
 }
 
 /// Makes a greeted connection the way to its peer. [`run`] comes next.
-pub(crate) fn open(greeted: &Greeted, peer: &PeerQueue) {
-    peer.set_path(Some(Box::new(Path { conn: greeted.conn.clone(), short: Arc::default() })));
+pub(crate) fn open(greeted: &Greeted, peer: &PeerQueue, runtime: Handle) {
+    peer.set_path(Some(Box::new(Path { conn: greeted.conn.clone(), short: Arc::default(), runtime })));
     peer.set_state(LinkState::Syncing);
 }
 
@@ -102,6 +105,8 @@ pub(crate) async fn run(
         return LinkError::Violation("another link of this peer still reads".into());
     };
 
+    // What was applied of another link may be counted from another memory of the peer: see `Reader::start`.
+    peer.applied.store(0, Ordering::Release);
     let (resume_tx, resume_rx) = oneshot::channel();
     let signals = Arc::new(Signals::default());
     let mut tasks = JoinSet::new();
@@ -113,8 +118,10 @@ pub(crate) async fn run(
         host: Arc::clone(&host),
         signals: Arc::clone(&signals),
         resume: Some(resume_tx),
+        theirs: 0,
         epoch: 0,
-        gathered: InterestDelta { version: 0, changes: Vec::new() },
+        gathered: Vec::new(),
+        gathered_keys: 0,
         snapshot: false,
         unacked: 0,
     };
@@ -158,9 +165,13 @@ struct Reader {
     signals: Arc<Signals>,
     /// Takes the peer's resume to the writer, once.
     resume: Option<oneshot::Sender<Resume>>,
-    /// The epoch of the peer's outbox.
+    /// The epoch that the peer's resume names; 0 before it.
+    theirs: u64,
+    /// The same, once the peer has said where it begins.
     epoch: u64,
-    gathered: InterestDelta,
+    /// The parts of a delta so far, and how many keys are in them.
+    gathered: Vec<InterestChange>,
+    gathered_keys: usize,
     /// Whether a snapshot is coming in.
     snapshot: bool,
     /// Bytes of counted frames since the last acknowledgement.
@@ -170,11 +181,33 @@ struct Reader {
 impl Reader {
     async fn run(mut self) -> Result<(), LinkError> {
         let limit = self.hub.config.link.silence_limit;
+        // One timer for the whole link: one for each block would cost as much as some messages. It only ticks; after a
+        // long pause of this process what has arrived is read before the next tick counts.
+        let mut tick = interval((limit / SILENCE_TICKS).max(Duration::from_millis(1)));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut silent_ticks, mut heard) = (0, 0);
         loop {
-            let Ok(block) = timeout(limit, self.reader.block()).await else {
-                return Err(LinkError::Silent(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)));
+            let mut waited = false;
+            let block = tokio::select! {
+                biased;
+                block = noting(&mut waited, self.reader.block()) => block?,
+                _ = tick.tick() => {
+                    // A frame that takes long is no silence.
+                    let goes_on = std::mem::replace(&mut heard, self.reader.heard) != self.reader.heard;
+                    silent_ticks = if goes_on { 0 } else { silent_ticks + 1 };
+                    if silent_ticks > SILENCE_TICKS {
+                        return Err(LinkError::Silent(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)));
+                    }
+                    continue;
+                }
             };
-            let block = block?;
+            silent_ticks = 0;
+            if waited {
+                // tokio runs what a task wakes next on the same thread, but only 3 times in a row; then it wakes another
+                // thread, which takes longer than all the rest. From the socket to here were 2; the task of the member,
+                // the writer and the connection are to come. A turn begins the count anew.
+                yield_now().await;
+            }
             count(&self.peer.counters.bytes_received, block.len() as u64);
             let (mut at, mut run) = (0, Run::default());
             while let Some(length) = frame_len(&block[at..], &self.reader.limits)? {
@@ -187,7 +220,9 @@ impl Reader {
                 }
             }
             self.hub.count_delivered(&mut run.recent);
-            self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
+            if self.epoch != 0 {
+                self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
+            }
             if self.unacked >= ACK_BYTES {
                 self.unacked = 0;
                 self.signal(&self.signals.ack);
@@ -241,8 +276,7 @@ impl Reader {
                     return Err(LinkError::Violation("a second resume".into()));
                 };
                 let _ = to_writer.send(resume);
-                // An epoch is never 0: that value means "no start yet".
-                self.gathered.version = resume.epoch;
+                self.theirs = resume.epoch;
             }
             Head::Start { first } => self.start(first)?,
             Head::Interest(interest) => {
@@ -269,11 +303,13 @@ impl Reader {
     }
 
     fn start(&mut self, first: u64) -> Result<(), LinkError> {
-        if self.epoch != 0 || self.gathered.version == 0 || first == 0 {
+        if self.epoch != 0 || self.theirs == 0 || first == 0 {
             return Err(LinkError::Violation("an unexpected start".into()));
         }
-        self.epoch = self.gathered.version;
+        self.epoch = self.theirs;
         let started = self.inbox.inbox.start(self.epoch, Seq(first));
+        // Only now is it clear which frames the number counts.
+        self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
         if started.gap > 0 {
             count(&self.peer.counters.gap_received, started.gap);
             let peer = self.peer.id.clone();
@@ -291,7 +327,7 @@ impl Reader {
         if snapshot {
             if !self.snapshot {
                 self.snapshot = true;
-                self.gathered.changes.clear();
+                (self.gathered, self.gathered_keys) = (Vec::new(), 0);
                 self.apply(InterestUpdate::Begin(head.version)).await?;
             }
             if let Some(change) = change {
@@ -305,15 +341,19 @@ impl Reader {
                 return Ok(());
             }
         } else {
-            self.gathered.changes.extend(change);
-            let keys: usize = self.gathered.changes.iter().map(|c| c.added.len() + c.removed.len()).sum();
-            if keys > self.hub.config.link.max_rooms_per_peer {
-                return Err(LinkError::Violation(format!("a delta of {keys} rooms")));
+            self.gathered_keys += change.as_ref().map_or(0, |c| c.added.len() + c.removed.len());
+            self.gathered.extend(change);
+            let (parts, keys, limits) = (self.gathered.len(), self.gathered_keys, &self.hub.config.link);
+            // A change of a namespace that has many keys comes in several parts.
+            let most_parts = limits.max_namespaces_per_peer + limits.max_rooms_per_peer / KEYS_PER_FRAME;
+            if keys > limits.max_rooms_per_peer || parts > most_parts {
+                return Err(LinkError::Violation(format!("a delta of {keys} rooms in {parts} parts")));
             }
             if !end {
                 return Ok(());
             }
-            let changes = std::mem::take(&mut self.gathered.changes);
+            let changes = std::mem::take(&mut self.gathered);
+            self.gathered_keys = 0;
             if !self.apply(InterestUpdate::Delta(InterestDelta { version: head.version, changes })).await? {
                 return Ok(());
             }
@@ -500,34 +540,38 @@ struct Gather {
     pays: bool,
     /// Batches that did not wait.
     skipped: u32,
+    /// The frames that had ever been queued when last looked at.
+    seen: u64,
 }
 
 impl Gather {
     /// The most turns that a batch waits.
     const TURNS: u32 = 16;
     /// So many frames are enough for one batch.
-    const ENOUGH: u64 = 512;
+    const ENOUGH: u64 = 256;
     /// While waiting does not pay, it is tried with one batch in so many.
     const TRY_EVERY: u32 = 16;
 
     async fn wait(&mut self, peer: &PeerQueue) {
-        let mut unsent = peer.unsent();
+        // What was queued, read without the lock of the queue: those who emit hold it often enough.
+        let queued = || peer.counters.frames_sent.load(Ordering::Relaxed);
+        let mut now = queued();
+        let before = std::mem::replace(&mut self.seen, now);
         self.skipped += 1;
-        if unsent == 0 || (!self.pays && self.skipped < Self::TRY_EVERY) {
+        if now == before || (!self.pays && self.skipped < Self::TRY_EVERY) {
             return;
         }
         (self.pays, self.skipped) = (false, 0);
         for _ in 0..Self::TURNS {
-            if unsent >= Self::ENOUGH {
+            if now - before >= Self::ENOUGH {
                 break;
             }
             yield_now().await;
-            let now = peer.unsent();
-            if now == unsent {
+            now = queued();
+            if now == self.seen {
                 break;
             }
-            self.pays = true;
-            unsent = now;
+            (self.pays, self.seen) = (true, now);
         }
     }
 }
@@ -621,7 +665,10 @@ async fn read_short_stream(
 #[derive(Debug, Clone)]
 pub(crate) struct Path {
     conn: Connection,
+    /// Short streams under way.
     short: Arc<AtomicUsize>,
+    /// Where they are written: users emit from any thread.
+    runtime: Handle,
 }
 
 impl LinkPath for Path {
@@ -662,7 +709,7 @@ impl Path {
             return Err(DropReason::NotWritable);
         };
         let short = Arc::clone(&self.short);
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             let write = async {
                 stream.write_all(&[kind]).await?;
                 stream.write_chunk(message).await
@@ -674,6 +721,17 @@ impl Path {
         });
         Ok(())
     }
+}
+
+/// Runs a future and notes whether it had to wait.
+async fn noting<F: Future>(waited: &mut bool, future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| {
+        let polled = future.as_mut().poll(cx);
+        *waited |= polled.is_pending();
+        polled
+    })
+    .await
 }
 
 fn poll_once<F: Future>(future: F) -> Option<F::Output> {

@@ -18,18 +18,19 @@ use crate::quic::tls::{self, ClusterName};
 /// Why a connection is closed, as a QUIC application error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CloseCode {
+    // Not 0: that is what a connection says that is dropped without a word, and it means nothing.
     /// The node leaves the cluster.
-    Left = 0,
+    Left = 1,
     /// Another connection between the same two runs is kept.
-    Duplicate = 1,
+    Duplicate = 2,
     /// The peer broke the protocol or a limit.
-    Violation = 2,
+    Violation = 3,
     /// The peer is refused; the reason was sent before.
-    Refused = 3,
+    Refused = 4,
     /// Nothing was heard on the data stream.
-    Silent = 4,
+    Silent = 5,
     /// The peer was replaced by a newer run.
-    Stale = 5,
+    Stale = 6,
 }
 
 impl CloseCode {
@@ -232,6 +233,7 @@ pub(crate) fn connection_error(error: &ConnectionError) -> LinkError {
             match u64::from(close.error_code) {
                 code if code == CloseCode::Left as u64 => LinkError::Left,
                 code if code == CloseCode::Duplicate as u64 => LinkError::Duplicate,
+                0 => LinkError::Lost("the peer dropped the connection".into()),
                 _ => LinkError::Closed(reason),
             }
         }
@@ -243,6 +245,8 @@ pub(crate) fn connection_error(error: &ConnectionError) -> LinkError {
 pub(crate) struct FrameReader {
     recv: RecvStream,
     buf: BytesMut,
+    /// Bytes that came so far, parts of a frame too: whether anything is heard at all.
+    pub(crate) heard: u64,
     pub(crate) limits: FrameLimits,
 }
 
@@ -251,7 +255,7 @@ const READ_BYTES: usize = 64 * 1024;
 
 impl FrameReader {
     pub(crate) fn new(recv: RecvStream, limits: FrameLimits) -> Self {
-        Self { recv, buf: BytesMut::new(), limits }
+        Self { recv, buf: BytesMut::new(), heard: 0, limits }
     }
 
     /// The next frame, without its length field.
@@ -295,6 +299,7 @@ impl FrameReader {
             Err(error) => return Err(LinkError::Lost(error.to_string())),
         };
         let bytes = chunks[..count].iter().map(Bytes::len).sum::<usize>();
+        self.heard += bytes as u64;
         if self.buf.capacity() - self.buf.len() < bytes {
             self.buf.reserve(bytes.max(READ_BYTES));
         }
