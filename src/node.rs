@@ -1,32 +1,35 @@
-//! A node: builder, start, ready, drain, stop. The only file that knows the order of start and stop.
+//! A node: start, ready, drain, stop (`node/builder.rs`: what it is started with). The only file that knows the order of start and stop.
 
-use std::net::{IpAddr, SocketAddr};
+mod builder;
+
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hashbrown::HashMap;
-use quinn::AsyncUdpSocket;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::actors::incoming;
 use crate::actors::links::LinkTable;
-use crate::actors::membership::{self, Drain};
+use crate::actors::membership::Drain;
 use crate::actors::system::{self, Actors};
-use crate::config::Config;
 use crate::core::members::Member;
-use crate::error::{AdvertiseError, IdError, StartError};
+use crate::error::{IdError, StartError};
 use crate::event::Events;
-use crate::gossip::discovery::{self, DiscoveryShared, DiscoveryState, Resolver, Seed, SystemResolver};
+use crate::gossip::discovery::{self, DiscoveryShared, DiscoveryState, Seed};
 use crate::gossip::{Gossip, transport};
 use crate::hub::Hub;
 use crate::ids::{Incarnation, NodeId};
 use crate::plain::NamespaceHandle;
 use crate::quic::endpoint::{self, BoundSocket};
 use crate::quic::handshake::{Card, CloseCode};
-use crate::quic::tls::{ClusterName, ClusterSecret, Identity, PemFiles};
+use crate::quic::tls::{ClusterName, Identity};
+pub use builder::NodeBuilder;
+use builder::advertised;
 
 /// Addresses that gossip and discovery want to reach and that wait to be dialled. More are dropped: both ask again.
 const WANTED: usize = 256;
@@ -71,43 +74,10 @@ enum NodeState {
     Stopped,
 }
 
-/// Builds a [`Node`]. See the crate's first page for an example.
-pub struct NodeBuilder {
-    cluster: String,
-    id: Option<String>,
-    listen: String,
-    advertise: Option<String>,
-    seeds: Vec<String>,
-    secret: Option<ClusterSecret>,
-    accepted: Vec<ClusterSecret>,
-    pem: Option<PemFiles>,
-    config: Config,
-    resolver: Arc<dyn Resolver>,
-    socket: Option<Arc<dyn AsyncUdpSocket>>,
-    actors_here: bool,
-    random_seed: Option<u64>,
-    incarnation: Option<Incarnation>,
-}
-
 impl Node {
     /// A builder with the defaults: cluster `roomcast`, any free UDP port on all interfaces, no seeds.
     pub fn builder() -> NodeBuilder {
-        NodeBuilder {
-            cluster: "roomcast".into(),
-            id: None,
-            listen: "0.0.0.0:0".into(),
-            advertise: None,
-            seeds: Vec::new(),
-            secret: None,
-            accepted: Vec::new(),
-            pem: None,
-            config: Config::default(),
-            resolver: Arc::new(SystemResolver),
-            socket: None,
-            actors_here: false,
-            random_seed: None,
-            incarnation: None,
-        }
+        NodeBuilder::new()
     }
 
     /// The name of this node.
@@ -292,102 +262,6 @@ impl Drop for Inner {
 }
 
 impl NodeBuilder {
-    /// The name of the cluster: 1 to 63 lower-case letters, digits and `-`. Default is `roomcast`. Nodes of other
-    /// clusters are refused.
-    pub fn cluster(mut self, name: impl Into<String>) -> Self {
-        self.cluster = name.into();
-        self
-    }
-
-    /// The name of this node, unique in the cluster. Default is a random one. Give a stable one, for example the pod
-    /// name, so that a restart replaces the earlier run at once.
-    pub fn id(mut self, id: impl Into<String>) -> Self {
-        self.id = Some(id.into());
-        self
-    }
-
-    /// The UDP address to listen on, as `ip:port`; port 0 takes a free one. Default is `0.0.0.0:0`.
-    pub fn listen(mut self, addr: impl ToString) -> Self {
-        self.listen = addr.to_string();
-        self
-    }
-
-    /// The address that other nodes dial, as `ip:port` or `ip` (with the port listened on). Default is the address
-    /// listened on; needed when that is `0.0.0.0` or `[::]` and the machine has no address of its own to find.
-    pub fn advertise(mut self, addr: impl ToString) -> Self {
-        self.advertise = Some(addr.to_string());
-        self
-    }
-
-    /// Where to look for other nodes, each as `host:port`. Names are looked up again and again; an address that is
-    /// this node's own is left out. Default is none: the node waits for others.
-    pub fn seeds<S: ToString>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
-        self.seeds.extend(seeds.into_iter().map(|seed| seed.to_string()));
-        self
-    }
-
-    /// The secret that all nodes of the cluster share: each node makes its own certificate from it. Required, unless
-    /// [`certificates`](Self::certificates) are given.
-    pub fn secret(mut self, secret: ClusterSecret) -> Self {
-        self.secret = Some(secret);
-        self
-    }
-
-    /// Another secret whose nodes are let in, too: for changing the secret without a break.
-    pub fn also_accept(mut self, secret: ClusterSecret) -> Self {
-        self.accepted.push(secret);
-        self
-    }
-
-    /// Certificates from PEM files instead of a secret, for example those of cert-manager. They are read again every
-    /// 10 s; when they are not good, the last good ones stay in use. The certificate must be good for
-    /// `node.<cluster>.roomcast`, as client and as server.
-    pub fn certificates(mut self, files: PemFiles) -> Self {
-        self.pem = Some(files);
-        self
-    }
-
-    /// Everything else.
-    pub fn config(mut self, config: Config) -> Self {
-        self.config = config;
-        self
-    }
-
-    /// How seed names are looked up. Default is the system's resolver.
-    pub fn resolver(mut self, resolver: Arc<dyn Resolver>) -> Self {
-        self.resolver = resolver;
-        self
-    }
-
-    /// Uses this socket instead of binding one: the seam where tests inject faults.
-    #[doc(hidden)]
-    pub fn socket(mut self, socket: Arc<dyn AsyncUdpSocket>) -> Self {
-        self.socket = Some(socket);
-        self
-    }
-
-    /// Runs the actors in the actix system of the calling thread instead of a thread of their own: for simulations
-    /// of many nodes under one paused clock.
-    #[doc(hidden)]
-    pub fn actors_here(mut self, here: bool) -> Self {
-        self.actors_here = here;
-        self
-    }
-
-    /// Fixes the randomness (jitter, epochs) so that a run can be repeated.
-    #[doc(hidden)]
-    pub fn random_seed(mut self, seed: u64) -> Self {
-        self.random_seed = Some(seed);
-        self
-    }
-
-    /// Fixes the incarnation instead of taking the time.
-    #[doc(hidden)]
-    pub fn incarnation(mut self, incarnation: Incarnation) -> Self {
-        self.incarnation = Some(incarnation);
-        self
-    }
-
     /// Starts the node: it listens, and looks for the others in the background. A node that finds nobody keeps
     /// looking for ever.
     ///
@@ -457,7 +331,7 @@ impl NodeBuilder {
         let identity = Arc::new(identity);
         let seed_count = seeds.len();
         let tasks = vec![
-            tokio::spawn(membership::accept_all(
+            tokio::spawn(incoming::accept_all(
                 Arc::clone(&hub),
                 endpoint.clone(),
                 card,
@@ -532,45 +406,6 @@ async fn keep_certificates(identity: Arc<Identity>, node: NodeId) {
     }
 }
 
-/// The address to advertise: the one given, or the one listened on.
-fn advertised(given: Option<&str>, local: SocketAddr) -> Result<SocketAddr, StartError> {
-    let addr = match given {
-        None => local,
-        Some(text) => text
-            .parse::<SocketAddr>()
-            .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, local.port())))
-            .map_err(|_| {
-                StartError::Config(format!(
-                    "advertise {text:?}: give ip:port or ip, for example 10.0.0.7:7946"
-                ))
-            })?,
-    };
-    let addr = if given.is_none() && addr.ip().is_unspecified() {
-        SocketAddr::new(own_ip(addr).unwrap_or(addr.ip()), addr.port())
-    } else {
-        addr
-    };
-    if addr.ip().is_unspecified() || addr.port() == 0 {
-        let reason =
-            "nobody can dial it: pass the address of this machine to .advertise(), in Kubernetes the pod IP";
-        return Err(StartError::Config(AdvertiseError { addr, reason: reason.into() }.to_string()));
-    }
-    Ok(addr)
-}
-
-/// The address of the interface that the default route uses. Asks the routing table; sends nothing.
-fn own_ip(listen: SocketAddr) -> Option<IpAddr> {
-    let (any, far): (SocketAddr, SocketAddr) = if listen.is_ipv4() {
-        (([0, 0, 0, 0], 0).into(), ([192, 0, 2, 1], 9).into())
-    } else {
-        (([0u16; 8], 0).into(), ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9).into())
-    };
-    let probe = std::net::UdpSocket::bind(any).ok()?;
-    probe.connect(far).ok()?;
-    let ip = probe.local_addr().ok()?.ip();
-    (!ip.is_unspecified()).then_some(ip)
-}
-
 fn random_seed() -> Result<u64, StartError> {
     SysRng
         .try_next_u64()
@@ -585,25 +420,4 @@ fn wall_clock() -> SystemTime {
 fn micros(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nobody_is_told_to_dial_an_unspecified_address() {
-        let listen: SocketAddr = "0.0.0.0:7946".parse().unwrap();
-        assert_eq!(advertised(Some("10.1.2.3"), listen).unwrap(), "10.1.2.3:7946".parse().unwrap());
-        assert_eq!(advertised(Some("10.1.2.3:9"), listen).unwrap(), "10.1.2.3:9".parse().unwrap());
-        let error = advertised(Some("0.0.0.0"), listen).unwrap_err().to_string();
-        assert!(error.contains(".advertise()"), "{error}");
-        assert!(advertised(Some("nonsense"), listen).unwrap_err().to_string().contains("give ip:port"));
-    }
-
-    #[tokio::test]
-    async fn a_node_without_a_secret_says_what_to_do() {
-        let error = Node::builder().start().await.unwrap_err().to_string();
-        assert!(error.contains("roomcast keygen"), "{error}");
-    }
 }

@@ -10,13 +10,14 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
+use crate::actors::dials::Dials;
+use crate::actors::incoming::offer;
 use crate::actors::links::LinkTable;
-use crate::actors::peer::{NewLink, Peer, PeerContext, Retire};
+use crate::actors::peer::{Peer, PeerContext, Retire};
 use crate::actors::registry::RoomRegistry;
 use crate::actors::system::Beat;
-use crate::core::link::{Backoff, Run, compare_run};
+use crate::core::link::{Run, compare_run};
 use crate::core::members::{Gossiped, Member, MemberChange, MemberState, Members};
 use crate::error::LinkError;
 use crate::event::Event;
@@ -25,7 +26,7 @@ use crate::gossip::discovery::DiscoveryShared;
 use crate::hub::Hub;
 use crate::hub::peer::{PeerQueue, count};
 use crate::ids::{Incarnation, NodeId};
-use crate::quic::handshake::{self, Card, CloseCode, Greeted};
+use crate::quic::handshake::{self, Card, CloseCode};
 
 /// Results of dials, links that come and go, views: about the number of peers at worst.
 const MAILBOX: usize = 1024;
@@ -33,18 +34,12 @@ const MAILBOX: usize = 1024;
 const TICK: Duration = Duration::from_millis(100);
 /// Seeds are looked over every so many ticks; each address has its own pauses between dials.
 const SEED_TICKS: u64 = 20;
-/// How long an address that led to this node itself is left alone.
-const OWN_PAUSE_MS: u64 = 30_000;
 /// A view is not taken more often than this.
 const VIEW_PAUSE: Duration = Duration::from_millis(20);
 /// How long a connection that was closed as a duplicate is given until the other one is the link.
 const REPLACEMENT_TIME: Duration = Duration::from_millis(500);
 /// News of a member is gossiped at once to so many linked nodes.
 const SPREAD: usize = 3;
-/// What a handshake may take beyond its limit when it ends in a refusal: the other side is told why.
-const REFUSAL: Duration = Duration::from_secs(2);
-/// The most addresses whose dials are remembered. The oldest that are not in use are forgotten first.
-const MAX_ADDRESSES: usize = 4096;
 
 /// What the actor is made from.
 pub(crate) struct Parts {
@@ -67,8 +62,7 @@ pub(crate) struct Membership {
     parts: Parts,
     members: Members,
     peers: HashMap<NodeId, Entry>,
-    dials: HashMap<SocketAddr, Dial>,
-    dialling: usize,
+    dials: Dials,
     rng: StdRng,
     draining: bool,
     conflict_logged: bool,
@@ -88,18 +82,6 @@ struct Entry {
     heard: bool,
 }
 
-/// What is known of dialling an address.
-struct Dial {
-    backoff: Backoff,
-    under_way: bool,
-    /// When the address was first wanted, or last used.
-    since_ms: u64,
-    /// The node that was there the last time.
-    reached: Option<NodeId>,
-    /// The reason that was logged last.
-    logged: Option<LinkError>,
-}
-
 impl Membership {
     pub(crate) fn new(parts: Parts) -> Self {
         let members =
@@ -109,8 +91,7 @@ impl Membership {
             parts,
             members,
             peers: HashMap::new(),
-            dials: HashMap::new(),
-            dialling: 0,
+            dials: Dials::default(),
             rng,
             draining: false,
             conflict_logged: false,
@@ -125,19 +106,10 @@ impl Membership {
     /// Dials an address unless it is linked, being dialled, our own, or was tried a moment ago.
     fn dial(&mut self, addr: SocketAddr, ctx: &mut Context<Self>) {
         let now = self.now_ms();
-        if self.draining
-            || self.parts.links.is_linked(addr)
-            || self.dialling >= self.parts.hub.config.link.max_dials
-        {
+        let limit = self.parts.hub.config.link.max_dials;
+        if self.draining || self.parts.links.is_linked(addr) || !self.dials.begin(addr, limit, now) {
             return;
         }
-        self.forget_old_dials();
-        let dial = self.dials.entry(addr).or_insert_with(|| Dial::new(now));
-        if dial.under_way || dial.backoff.next_ms > now {
-            return;
-        }
-        dial.under_way = true;
-        self.dialling += 1;
         self.parts.card.nonce += 1;
         let (hub, endpoint) = (Arc::clone(&self.parts.hub), self.parts.endpoint.clone());
         let (card, me) = (self.parts.card.clone(), ctx.address());
@@ -153,22 +125,6 @@ impl Membership {
         });
     }
 
-    fn forget_old_dials(&mut self) {
-        if self.dials.len() < MAX_ADDRESSES {
-            return;
-        }
-        let mut idle: Vec<_> = self
-            .dials
-            .iter()
-            .filter(|(_, dial)| !dial.under_way)
-            .map(|(addr, dial)| (dial.since_ms, *addr))
-            .collect();
-        idle.sort_unstable();
-        for (_, addr) in idle.into_iter().take(MAX_ADDRESSES / 4) {
-            self.dials.remove(&addr);
-        }
-    }
-
     /// Dials known nodes that have no link. The node with the larger id first leaves it to the other to dial.
     fn dial_candidates(&mut self, ctx: &mut Context<Self>) {
         let now = self.now_ms();
@@ -182,7 +138,7 @@ impl Membership {
             if leaving || linked {
                 continue;
             }
-            let since = self.dials.entry(addr).or_insert_with(|| Dial::new(now)).since_ms;
+            let since = self.dials.since_ms(addr, now);
             if self.parts.hub.id < id || now.saturating_sub(since) >= patience {
                 self.dial(addr, ctx);
             }
@@ -336,7 +292,7 @@ impl Membership {
     /// Whether a dial of that address reached a node that is linked, maybe by another address: a dial would only
     /// replace the link.
     fn is_alias(&self, addr: SocketAddr) -> bool {
-        let reached = self.dials.get(&addr).and_then(|dial| dial.reached.as_ref());
+        let reached = self.dials.reached(addr);
         reached.and_then(|id| self.peers.get(id)).is_some_and(|entry| entry.link.is_some())
     }
 
@@ -422,99 +378,6 @@ pub(crate) fn own_member(hub: &Hub, card: &Card, draining: bool) -> Member {
         state: if draining { MemberState::Leaving } else { MemberState::Live },
         linked: true,
         since_ms: 0,
-    }
-}
-
-impl Dial {
-    fn new(now_ms: u64) -> Self {
-        Self {
-            backoff: Backoff::default(),
-            under_way: false,
-            since_ms: now_ms,
-            reached: None,
-            logged: None,
-        }
-    }
-}
-
-/// Asks the membership whether a greeted dial is wanted, and hands it to its peer.
-async fn offer(greeted: Greeted, membership: &Addr<Membership>) -> Result<NodeId, LinkError> {
-    let card = greeted.theirs.clone();
-    let id = card.id.clone();
-    let answer = membership.send(Offer(card)).await.unwrap_or(Err(LinkError::Stopping));
-    match answer {
-        Ok(peer) => {
-            let _ = peer.send(NewLink(greeted)).await;
-            Ok(id)
-        }
-        Err(error) => {
-            CloseCode::Refused.close(&greeted.conn, &error.to_string());
-            Err(error)
-        }
-    }
-}
-
-/// Takes incoming connections until the endpoint is closed.
-pub(crate) async fn accept_all(
-    hub: Arc<Hub>,
-    endpoint: quinn::Endpoint,
-    card: Card,
-    membership: Addr<Membership>,
-) {
-    let slots = Arc::new(tokio::sync::Semaphore::new(hub.config.link.max_handshakes));
-    while let Some(incoming) = endpoint.accept().await {
-        // Strangers with borrowed addresses cannot take the last places: under load an address has to answer first.
-        let busy = slots.available_permits() < hub.config.link.max_handshakes.div_ceil(2);
-        if busy && !incoming.remote_address_validated() && incoming.may_retry() {
-            let _ = incoming.retry();
-            continue;
-        }
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            count(&hub.counters.refused_busy, 1);
-            incoming.refuse();
-            continue;
-        };
-        let (hub, card, membership) = (Arc::clone(&hub), card.clone(), membership.clone());
-        tokio::spawn(async move {
-            let remote = incoming.remote_address();
-            let deadline = Instant::now() + hub.config.link.handshake_timeout;
-            let accepted = accept_one(incoming, &hub, &card, &membership, deadline);
-            let outcome = tokio::time::timeout_at(deadline + REFUSAL, accepted).await;
-            drop(slot);
-            let error = match outcome {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error,
-                Err(_) => LinkError::Lost("the handshake took too long".into()),
-            };
-            count(&hub.counters.refused, 1);
-            match error {
-                LinkError::Own | LinkError::Duplicate | LinkError::Stopping | LinkError::Lost(_) => {
-                    tracing::debug!(node = %hub.id, %remote, %error, "incoming connection not used");
-                }
-                error => hub.log_refusal(remote, &error),
-            }
-        });
-    }
-}
-
-async fn accept_one(
-    incoming: quinn::Incoming,
-    hub: &Hub,
-    card: &Card,
-    membership: &Addr<Membership>,
-    deadline: Instant,
-) -> Result<(), LinkError> {
-    let mut greeted = handshake::accept(incoming, card, hub.limits, deadline).await?;
-    match membership.send(Offer(greeted.theirs.clone())).await.unwrap_or(Err(LinkError::Stopping)) {
-        Ok(peer) => {
-            greeted.welcome(card).await?;
-            let _ = peer.send(NewLink(greeted)).await;
-            Ok(())
-        }
-        Err(error) => {
-            greeted.refuse(&error).await;
-            Err(error)
-        }
     }
 }
 
@@ -613,7 +476,7 @@ impl Handler<View> for Membership {
 /// Someone said who they are: is a link with them wanted?
 #[derive(Message)]
 #[rtype(result = "Result<Addr<Peer>, LinkError>")]
-struct Offer(Card);
+pub(crate) struct Offer(pub(crate) Card);
 
 impl Handler<Offer> for Membership {
     type Result = Result<Addr<Peer>, LinkError>;
@@ -636,35 +499,7 @@ impl Handler<Dialled> for Membership {
 
     fn handle(&mut self, Dialled { addr, result }: Dialled, _: &mut Self::Context) {
         let (now, jitter) = (self.now_ms(), self.rng.random::<f64>());
-        self.dialling = self.dialling.saturating_sub(1);
-        let hub = Arc::clone(&self.parts.hub);
-        let Some(dial) = self.dials.get_mut(&addr) else { return };
-        dial.under_way = false;
-        dial.since_ms = now;
-        match result {
-            Ok(id) => {
-                dial.reached = Some(id);
-                dial.backoff.succeeded();
-                dial.logged = None;
-            }
-            Err(error) => {
-                count(&hub.counters.dials_failed, 1);
-                dial.backoff.failed(&hub.config.link.dial_backoff, now, jitter);
-                if error == LinkError::Own {
-                    // Not for ever: behind the address of a load balancer may be another node the next time.
-                    dial.backoff.next_ms = now + OWN_PAUSE_MS;
-                }
-                if dial.logged.as_ref() != Some(&error) {
-                    match &error {
-                        LinkError::Own | LinkError::Duplicate | LinkError::Lost(_) | LinkError::Stopping => {
-                            tracing::debug!(node = %hub.id, %addr, %error, "failed to link");
-                        }
-                        _ => tracing::warn!(node = %hub.id, %addr, %error, "failed to link"),
-                    }
-                    dial.logged = Some(error);
-                }
-            }
-        }
+        self.dials.end(addr, result, &self.parts.hub, now, jitter);
     }
 }
 
