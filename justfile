@@ -12,13 +12,9 @@ fmt-check:
 clippy:
     cargo clippy --workspace --all-targets --all-features -- -D warnings
 
-# The core builds without the fronts.
+# The core builds without the fronts, and without warnings.
 check-bare:
-    cargo check -p roomcast --no-default-features
-
-# The command line builds.
-check-cli:
-    cargo check -p roomcast --features cli
+    cargo clippy -p roomcast --lib --no-default-features -- -D warnings
 
 # The documentation builds without a warning.
 docs:

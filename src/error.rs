@@ -3,26 +3,9 @@
 use std::net::SocketAddr;
 
 use crate::core::frame::FrameError;
+pub use crate::core::outbox::DropReason;
+pub use crate::ids::IdError;
 use crate::ids::{Incarnation, NodeId};
-
-/// A name that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum IdError {
-    /// Not a node name. Nothing was started or changed.
-    #[error("use {0:?} as a node id: give 1 to 63 letters, digits, '-', '_' or '.'")]
-    Node(String),
-    /// Not a namespace path. Nothing was started or changed.
-    #[error("use {0:?} as a namespace: give a path of 1 to 255 bytes, for example \"/chat\"")]
-    Namespace(String),
-    /// A room name over the limit. The join or emit had no effect.
-    #[error("use a room name of {len} bytes: the limit is {limit}")]
-    Room {
-        /// The length given, in bytes.
-        len: usize,
-        /// [`crate::config::LinkConfig::max_room_bytes`].
-        limit: usize,
-    },
-}
 
 /// Why a node did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +64,7 @@ pub enum LinkError {
         /// The cluster name of the other side.
         theirs: String,
     },
-    /// The address is our own. It is not dialled again.
+    /// The address led to this node itself. It is dialled again after 30 s.
     #[error("that address is this node itself")]
     Own,
     /// The other side is an older run of a node whose newer run is known. Refused.
@@ -118,26 +101,6 @@ impl From<FrameError> for LinkError {
     fn from(error: FrameError) -> Self {
         Self::Violation(error.to_string())
     }
-}
-
-/// Why a frame for one peer was not queued. Counted per peer and reason; other peers are not affected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum DropReason {
-    /// The peer's queue is at its bound in bytes. This frame was dropped (`drop_newest`).
-    #[error("queue full")]
-    QueueFull,
-    /// The frame is over the size limit of a frame. Dropped for every peer.
-    #[error("frame too large")]
-    TooLarge,
-    /// A volatile frame found no room in the connection, or no connection. Dropped.
-    #[error("volatile and not writable")]
-    NotWritable,
-    /// The frame was older than the resume window while the peer was away. Dropped and reported as a gap.
-    #[error("older than the resume window")]
-    Expired,
-    /// The peer left or died before the frame reached it. Dropped and reported as a gap.
-    #[error("peer gone")]
-    PeerGone,
 }
 
 /// An address that cannot be used, with the reason. Nothing was started.

@@ -5,8 +5,6 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::error::IdError;
-
 /// The name of a node, unique in its cluster and stable over restarts (for example the pod name).
 ///
 /// 1 to [`NodeId::MAX_LEN`] bytes of ASCII letters, digits, `-`, `_` and `.`. Short names keep gossip small.
@@ -151,6 +149,31 @@ impl Seq {
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }
+}
+
+/// A name that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// Not a node name. Nothing was started or changed.
+    #[error("use {0:?} as a node id: give 1 to 63 letters, digits, '-', '_' or '.'")]
+    Node(String),
+    /// Not a namespace path. Nothing was started or changed.
+    #[error("use {0:?} as a namespace: give a path of 1 to 255 bytes, for example \"/chat\"")]
+    Namespace(String),
+    /// A room name over the limit. The join or emit had no effect.
+    #[error("use a room name of {len} bytes: the limit is {limit}")]
+    Room {
+        /// The length given, in bytes.
+        len: usize,
+        /// [`crate::config::LinkConfig::max_room_bytes`].
+        limit: usize,
+    },
+    /// As many namespaces as the node may have. This one was not opened; others are not affected.
+    #[error("open one more namespace: the limit is {limit}")]
+    TooManyNamespaces {
+        /// [`crate::config::LinkConfig::max_namespaces`].
+        limit: usize,
+    },
 }
 
 /// The place of a peer in this node's tables. Local to the node, reused when a peer has gone.

@@ -37,6 +37,7 @@ pub mod core;
 pub mod error;
 pub mod event;
 pub mod gossip;
+#[cfg_attr(not(feature = "socketioxide"), expect(dead_code, reason = "some of it is for that front alone"))]
 pub(crate) mod hub;
 pub mod ids;
 pub mod node;

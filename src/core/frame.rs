@@ -22,6 +22,8 @@ pub const PROTOCOL_MIN: u16 = 1;
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// The largest number of rooms (and of excepted rooms) that one frame names.
 pub const MAX_ROOMS: usize = 1024;
+/// The highest number that a link may begin with: no link counts from there to the end of the numbers.
+pub const MAX_FIRST: u64 = 1 << 62;
 /// The bytes of the length field before each frame.
 pub const LENGTH_BYTES: usize = 4;
 
@@ -37,7 +39,7 @@ pub enum Head<'a> {
     Resume(Resume),
     /// The number that the next counted frame has.
     Start {
-        /// See [`crate::ids::Seq`].
+        /// See [`crate::ids::Seq`]. At most [`MAX_FIRST`].
         first: u64,
     },
     /// What the sender has applied so far: acknowledgement and heartbeat in one.
@@ -399,6 +401,12 @@ fn check(head: &Head<'_>, payload_len: usize, limits: &FrameLimits) -> Result<()
             Ok(())
         }
         Head::Interest(i) => limit("namespace", i.ns.len(), Namespace::MAX_LEN),
+        Head::Start { first } => {
+            let saturated = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+            let (got, limit) = (saturated(*first), saturated(MAX_FIRST));
+            let field = "first frame number";
+            if *first > MAX_FIRST { Err(FrameError::Limit { field, got, limit }) } else { Ok(()) }
+        }
         Head::Hello(h) => {
             limit("cluster name", h.cluster.len(), 255)?;
             limit("node id", h.node.len(), crate::ids::NodeId::MAX_LEN)?;
@@ -526,6 +534,17 @@ mod tests {
         wire.clear();
         assert!(encode_head(&broadcast(smallvec![too_long.as_str()]), 0, &mut wire).is_err());
         assert!(wire.is_empty());
+    }
+
+    #[test]
+    fn no_link_begins_at_the_end_of_the_numbers() {
+        for (first, good) in [(0, true), (MAX_FIRST, true), (MAX_FIRST + 1, false), (u64::MAX, false)] {
+            let mut wire = BytesMut::new();
+            encode_head(&Head::Start { first }, 0, &mut wire).unwrap();
+            let read = decode_head(&wire[LENGTH_BYTES..], &LIMITS);
+            let refused = matches!(read, Err(FrameError::Limit { field: "first frame number", .. }));
+            assert_eq!((read.is_ok(), refused), (good, !good), "{first}");
+        }
     }
 
     #[test]

@@ -49,7 +49,8 @@ impl Inbox {
         Resume { epoch: own_epoch, received: self.epoch.map(|epoch| (epoch, self.received.0)) }
     }
 
-    /// A link begins with the frame `first` of the sender's `epoch`.
+    /// A link begins with the frame `first` of the sender's `epoch`; at most [`MAX_FIRST`](super::frame::MAX_FIRST),
+    /// as checked where frames are read.
     pub fn start(&mut self, epoch: u64, first: Seq) -> Started {
         if self.epoch != Some(epoch) {
             // A new outbox: what the old one still owed is counted by the sender.

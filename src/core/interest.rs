@@ -41,22 +41,14 @@ pub struct InterestChange {
 }
 
 /// What changed from one version of the advertised state to the next.
+///
+/// A delta is never cut in two: half of a change from flood to exact would miss frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterestDelta {
     /// The version after it. It applies to `version - 1` and to nothing else.
     pub version: u64,
     /// At most one per namespace.
     pub changes: Vec<InterestChange>,
-}
-
-impl InterestDelta {
-    /// The size in units of one room (8 bytes), as counted for the chunks of [`Interest::snapshot`].
-    ///
-    /// A delta is never cut (half of a change from flood to exact would miss frames): one that is too big for
-    /// a frame is replaced by a snapshot.
-    pub fn weight(&self) -> usize {
-        self.changes.iter().map(|c| namespace_weight(&c.ns) + c.added.len() + c.removed.len()).sum()
-    }
 }
 
 /// Limits and delays of [`Interest`].
@@ -69,8 +61,9 @@ pub struct InterestConfig {
     pub linger_ms: u64,
     /// The most rooms advertised by this node, over all exact namespaces.
     ///
-    /// Default is 2,000,000. A namespace that would exceed it is advertised as flood until its last holder
-    /// goes: nothing is missed, its frames cost bandwidth. Memory is 20 to 40 bytes per room here and 16 to
+    /// Default is 2,000,000. A namespace that would exceed it is advertised as flood: nothing is missed, its
+    /// frames cost bandwidth. It is exact again once one of its rooms goes and all exact rooms together, its
+    /// own included, are no more than half of the limit. Memory is 20 to 40 bytes per room here and 16 to
     /// 20 bytes on each peer. Keep it no higher than `max_rooms_per_peer` of the peers' routes.
     pub max_rooms: usize,
 }
@@ -104,7 +97,6 @@ pub struct Interest {
     /// Rooms without holders that are still advertised, by the time they run out.
     lingering: VecDeque<Lingering>,
     overflowed: Vec<Namespace>,
-    overflows: u64,
 }
 
 impl Interest {
@@ -162,6 +154,8 @@ impl Interest {
             // A space nobody is attached to exists for its counts only.
             if space.is_idle() && !space.dirty {
                 self.spaces.remove(ns);
+            } else if space.over_limit && self.rooms + space.rooms.len() <= self.config.max_rooms / 2 {
+                space.mark(ns, &mut self.dirty);
             }
         }
     }
@@ -183,11 +177,6 @@ impl Interest {
     /// When the next lingering room runs out, so that a flush is due even if nothing else happens.
     pub fn next_flush_ms(&self) -> Option<u64> {
         self.lingering.front().map(|batch| batch.until_ms)
-    }
-
-    /// Whether a command was given since the last flush that may have changed something.
-    pub fn is_pending(&self) -> bool {
-        !self.dirty.is_empty()
     }
 
     /// Everything advertised at [`version`](Self::version), in chunks of at most `max_rooms_per_chunk` rooms.
@@ -251,11 +240,6 @@ impl Interest {
         self.spaces.get(ns)?.advertised
     }
 
-    /// How often a namespace was switched to flood because of [`InterestConfig::max_rooms`].
-    pub fn overflows(&self) -> u64 {
-        self.overflows
-    }
-
     /// The namespaces switched to flood because of [`InterestConfig::max_rooms`] since the last call: log
     /// each.
     pub fn take_overflowed(&mut self) -> Vec<Namespace> {
@@ -285,7 +269,9 @@ impl Interest {
     fn flush_namespace(&mut self, ns: &Namespace, now_ms: u64) -> Option<InterestChange> {
         let space = self.spaces.get_mut(ns)?;
         space.dirty = false;
-        if space.flood + space.exact == 0 {
+        // Not at the limit itself, or a room that comes and goes would make the namespace change to and fro.
+        let fits_well = self.rooms + space.rooms.len() <= self.config.max_rooms / 2;
+        if space.flood + space.exact == 0 || fits_well {
             space.over_limit = false;
         }
         let before = (space.rooms_shown, space.digest);
@@ -295,7 +281,6 @@ impl Interest {
         {
             space.over_limit = true;
             self.overflowed.push(ns.clone());
-            self.overflows += 1;
         }
         let target = space.target();
         let (mut added, mut removed) = (Vec::new(), Vec::new());

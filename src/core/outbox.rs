@@ -10,7 +10,6 @@ use bytes::{Bytes, BytesMut};
 use smallvec::{SmallVec, smallvec};
 
 use crate::core::frame::{LENGTH_BYTES, Resume};
-use crate::error::DropReason;
 use crate::ids::Seq;
 
 /// Payloads up to this size are copied into the shared buffer; larger ones are held by reference.
@@ -72,6 +71,27 @@ pub struct Resumed {
     pub lost: u64,
 }
 
+/// Why a frame for one peer was not queued. Counted per peer and reason; other peers are not affected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum DropReason {
+    /// The peer's queue is at its bound in bytes. This frame was dropped (`drop_newest`).
+    #[error("queue full")]
+    QueueFull,
+    /// The frame is over the size limit of a frame. Dropped for every peer.
+    #[error("frame too large")]
+    TooLarge,
+    /// A volatile frame found no room in the connection, or no connection. Dropped.
+    #[error("volatile and not writable")]
+    NotWritable,
+    /// The frame was older than the resume window while the peer was away. Dropped and reported as a gap.
+    #[error("older than the resume window")]
+    Expired,
+    /// The peer left or died, and nothing is kept for it any more. The frame has no number: it is a drop, not a gap.
+    /// (What was queued for the peer before is reported as a gap.)
+    #[error("peer gone")]
+    PeerGone,
+}
+
 impl Outbox {
     /// An empty outbox. `epoch` must differ from every earlier outbox of this node for the same peer.
     pub fn new(epoch: u64, limit_bytes: usize) -> Self {
@@ -119,11 +139,6 @@ impl Outbox {
     /// The frames that wait to be sent.
     pub fn unsent(&self) -> u64 {
         self.last.0 - self.sent.0
-    }
-
-    /// The last number given out.
-    pub fn last(&self) -> Seq {
-        self.last
     }
 
     /// Takes a frame: its encoded head and its payload.

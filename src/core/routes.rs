@@ -92,7 +92,7 @@ pub struct PeerCounts {
 ///   [`snapshot_chunk`](Self::snapshot_chunk), [`snapshot_end`](Self::snapshot_end); then
 ///   [`apply_delta`](Self::apply_delta). What a command did is visible to every lookup that starts after it
 ///   returned.
-/// - Lookups, from any thread: [`lookup`](Self::lookup), [`lookup_present`](Self::lookup_present).
+/// - Lookups, from any thread: [`lookup`](Self::lookup).
 /// - Getters: the rest. They wait for a command that runs at the time: for status, not for emits.
 ///
 /// A new peer is unknown and becomes known at `snapshot_end`. Unknown peers are in the result of every
@@ -259,13 +259,6 @@ impl Routes {
             out.clear();
         }
         table.collect_present(ns, out);
-    }
-
-    /// Fills `out` with the peers that have the namespace at all, in whatever mode, and those that are
-    /// unknown.
-    pub fn lookup_present(&self, ns: &Namespace, out: &mut PeerMask) {
-        out.clear();
-        self.table.load().collect_present(ns, out);
     }
 
     /// The version held of a peer; `None` while it is unknown.

@@ -158,8 +158,7 @@ mod tests {
 
     proptest! {
         #[test]
-        #[inline]
-    fn the_bytes_are_those_of_bincode(
+        fn the_bytes_are_those_of_bincode(
             ns in "/.{0,20}", kind in 0..3u8, flags: u8, rooms in names(), except in names(),
             server in proptest::option::of("[a-z]{0,9}"), socket in proptest::option::of(".{0,9}"),
             attachments in proptest::collection::vec(any::<u32>(), 0..2), payload in proptest::collection::vec(any::<u8>(), 0..9),
@@ -191,8 +190,7 @@ mod tests {
         }
 
         #[test]
-        #[inline]
-    fn what_is_read_is_what_bincode_reads(bytes in proptest::collection::vec(prop_oneof![0..8u8, any::<u8>()], 0..80)) {
+        fn what_is_read_is_what_bincode_reads(bytes in proptest::collection::vec(prop_oneof![0..8u8, any::<u8>()], 0..80)) {
             let bytes = [&[BROADCAST][..], &bytes].concat();
             if let Some((head, used)) = decode(&bytes) {
                 let (theirs, end) = bincode::serde::borrow_decode_from_slice::<Head<'_>, _>(&bytes, BINCODE).unwrap();

@@ -78,7 +78,6 @@ fn one_tick_is_one_delta() {
             removed: vec![]
         }]
     );
-    assert_eq!(delta.weight(), 3);
     assert_eq!((mine.flush(0), mine.version(), mine.rooms(), mine.namespaces()), (None, 1, 1, 1));
 }
 
@@ -153,10 +152,10 @@ fn too_many_rooms_become_flood() {
         mine.adjust(&large, RoomKey(room), 1);
     }
     mine.flush(0).unwrap();
-    assert_eq!((mine.rooms(), mine.overflows()), (10, 0));
+    assert_eq!((mine.rooms(), mine.take_overflowed()), (10, vec![]));
     mine.adjust(&large, RoomKey(5), 1);
     assert_eq!(mine.flush(0).unwrap().changes[0].mode, Some(Flood));
-    assert_eq!((mine.rooms(), mine.overflows(), mine.take_overflowed()), (5, 1, vec![large.clone()]));
+    assert_eq!((mine.rooms(), mine.take_overflowed()), (5, vec![large.clone()]));
     assert!(mine.take_overflowed().is_empty());
     for room in 0..6 {
         mine.adjust(&large, RoomKey(room), -1);
@@ -166,6 +165,34 @@ fn too_many_rooms_become_flood() {
     mine.attach(&large, Exact);
     mine.flush(0).unwrap();
     assert_eq!(mine.mode(&large), Some(Exact), "a fresh start after the last holder");
+}
+
+#[test]
+fn flood_by_too_many_rooms_ends_when_they_are_half_as_many() {
+    let mut mine = Interest::new(InterestConfig { max_rooms: 10, linger_ms: 0 });
+    let (small, large) = (ns("/small"), ns("/large"));
+    mine.attach(&small, Exact);
+    mine.attach(&large, Exact);
+    mine.adjust(&small, RoomKey(0), 1);
+    for room in 0..11 {
+        mine.adjust(&large, RoomKey(room), 1);
+    }
+    mine.flush(0).unwrap();
+    assert_eq!((mine.mode(&large), mine.take_overflowed().len()), (Some(Flood), 1));
+    for room in 0..6 {
+        mine.adjust(&large, RoomKey(room), -1);
+        assert_eq!(mine.flush(0), None, "{} and one more are over half of the limit", 10 - room);
+    }
+    mine.adjust(&large, RoomKey(6), -1);
+    let change = mine.flush(0).unwrap().changes.remove(0);
+    assert_eq!((change.mode, change.added.len()), (Some(Exact), 4));
+    assert_eq!(mine.rooms(), 5);
+    // Up to the limit it stays exact, and over it, it floods anew.
+    for room in 0..6 {
+        mine.adjust(&large, RoomKey(room), 1);
+        mine.flush(0);
+    }
+    assert_eq!((mine.mode(&large), mine.take_overflowed().len()), (Some(Flood), 1));
 }
 
 #[test]

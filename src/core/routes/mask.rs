@@ -53,13 +53,6 @@ impl PeerMask {
         self.0.clear();
     }
 
-    /// Puts all peers of another set in.
-    pub fn union(&mut self, other: &Self) {
-        for (bank, word) in other.0.iter().enumerate() {
-            self.set_word(bank, self.word(bank) | word);
-        }
-    }
-
     /// The peers, lowest slot first.
     pub fn iter(&self) -> impl Iterator<Item = PeerSlot> + '_ {
         self.0.iter().enumerate().flat_map(|(bank, word)| {
@@ -135,7 +128,7 @@ mod tests {
         long.remove(PeerSlot(500));
         let short: PeerMask = [PeerSlot(3)].into_iter().collect();
         assert_eq!(long, short);
-        long.union(&[PeerSlot(70)].into_iter().collect());
+        long.insert(PeerSlot(70));
         assert_ne!(long, short);
         long.clear();
         assert!(long.is_empty() && !long.contains(PeerSlot(3)));
