@@ -78,7 +78,8 @@ pub struct LinkConfig {
     /// How often a link says what it has applied when nothing else is to be said. Default is 500 ms.
     /// Cost: about 60 bytes on the wire each time, per link and direction.
     pub heartbeat: Duration,
-    /// How long nothing may be heard on a data stream before the link is replaced. Default is 4 s.
+    /// How long not a byte may be heard on a data stream before the link is replaced. Default is 4 s. A frame that takes
+    /// longer to arrive is no silence.
     pub silence_limit: Duration,
     /// How long a handshake may take, TLS and hello together. Default is 5 s.
     pub handshake_timeout: Duration,

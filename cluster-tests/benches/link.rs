@@ -7,8 +7,8 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -137,6 +137,40 @@ impl Arrivals {
     }
 }
 
+/// Messages that go to and fro: the sink that gets one back sends the next, as the raw side does in one task.
+#[derive(Default)]
+struct Rally {
+    /// When the last one was sent, and how long those before it took, in microseconds.
+    state: Mutex<(Option<Instant>, Vec<f64>)>,
+    done: Notify,
+}
+
+impl Rally {
+    fn state(&self) -> MutexGuard<'_, (Option<Instant>, Vec<f64>)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serve(&self, to: &Namespace) {
+        let number = {
+            let mut state = self.state();
+            state.0 = Some(Instant::now());
+            state.1.len() as u64
+        };
+        // A refused emit shows as a ping without an answer.
+        let _ = to.to("ping").emit(Bytes::copy_from_slice(&message(number)));
+    }
+
+    fn take(&self, to: &Namespace) {
+        let played = {
+            let mut state = self.state();
+            let took = state.0.map_or(f64::NAN, |begun| begun.elapsed().as_secs_f64() * 1e6);
+            state.1.push(took);
+            state.1.len()
+        };
+        if played < PINGS { self.serve(to) } else { self.done.notify_one() }
+    }
+}
+
 /// A message with its number in front.
 fn message(number: u64) -> [u8; MESSAGE] {
     let mut bytes = [7; MESSAGE];
@@ -149,7 +183,7 @@ struct Roomcast {
     _nodes: (Node, Node),
     from: Namespace,
     arrivals: Arc<Arrivals>,
-    pong: Arc<Notify>,
+    rally: Arc<Rally>,
     sent: u64,
     _members: Vec<Member>,
 }
@@ -160,7 +194,7 @@ impl Roomcast {
         let a = start("a", &secret, &[], Config::default()).await?;
         let b = start("b", &secret, &[&a], Config::default()).await?;
         let (from, to) = (a.namespace("/bench")?, b.namespace("/bench")?);
-        let (arrivals, pong) = (Arc::new(Arrivals::default()), Arc::new(Notify::new()));
+        let (arrivals, rally) = (Arc::new(Arrivals::default()), Arc::new(Rally::default()));
 
         let there = Arc::clone(&arrivals);
         let listener = to.connect(move |message: Bytes| there.take(&message));
@@ -169,13 +203,13 @@ impl Roomcast {
         // A refused emit shows as a ping without an answer.
         let echo = to.connect(move |message: Bytes| drop(back.to("pong").emit(message)));
         echo.join("ping")?;
-        let here = Arc::clone(&pong);
-        let pinger = from.connect(move |_: Bytes| here.notify_one());
+        let (here, again) = (Arc::clone(&rally), from.clone());
+        let pinger = from.connect(move |_: Bytes| here.take(&again));
         pinger.join("pong")?;
 
         knows(&a, 3).await?;
         knows(&b, 2).await?;
-        Ok(Self { _nodes: (a, b), from, arrivals, pong, sent: 0, _members: vec![listener, echo, pinger] })
+        Ok(Self { _nodes: (a, b), from, arrivals, rally, sent: 0, _members: vec![listener, echo, pinger] })
     }
 
     /// Messages per second; after each `burst` of them the sender lets others run, as a handler does.
@@ -203,13 +237,9 @@ impl Roomcast {
 
     /// Round trips in microseconds: the median and the 99th percentile.
     async fn ping(&mut self) -> Outcome<(f64, f64)> {
-        let mut times = Vec::with_capacity(PINGS);
-        for number in 0..PINGS {
-            let begun = Instant::now();
-            self.from.to("ping").emit(Bytes::copy_from_slice(&message(number as u64)))?;
-            timeout(PATIENCE, self.pong.notified()).await?;
-            times.push(begun.elapsed().as_secs_f64() * 1e6);
-        }
+        self.rally.serve(&self.from);
+        timeout(PATIENCE, self.rally.done.notified()).await?;
+        let times = std::mem::take(&mut self.rally.state().1);
         let times = &times[WARM_UP..];
         Ok((median(times), quantile(times, 0.99)))
     }

@@ -4,7 +4,7 @@
 //! * [`cluster`]: nodes that know each other, on sockets that can be cut.
 //! * [`chat`]: nodes of the example, each in a process of its own.
 //! * [`client`]: clients of the official JavaScript library.
-//! * [`gate`]: the cut in a socket.
+//! * [`gate`]: a socket that can be cut, or slow.
 //! * [`process`]: programs whose output is kept, and which end with the test.
 //! * [`recorder`]: a sink that records numbered messages and checks order, repeats and losses.
 //! * [`logs`]: what each node logged.

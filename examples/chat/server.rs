@@ -1,7 +1,7 @@
 //! One server: the page, Socket.IO on a node, and the status endpoint.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -22,6 +22,8 @@ use tokio::time::timeout;
 use crate::BoxError;
 use crate::args::Parser;
 
+/// The most rooms of one client. Every node holds the rooms of all clients, so a client must not choose how many.
+const MAX_ROOMS: usize = 100;
 /// The longest room name, in bytes. The node's own limit is 512 by default.
 const MAX_ROOM_BYTES: usize = 128;
 /// The longest text, in bytes.
@@ -134,8 +136,10 @@ impl Server {
 }
 
 fn on_connect(socket: &Socket, node: &Arc<str>) {
-    socket.on("join", async |socket: Socket, room: TryData<String>, ack: AckSender<Adapter>| {
-        reply(ack, check_room(room).map(|room| socket.join(room)));
+    // Events of one client run in tasks of their own: two joins at once must not both be the last that is allowed.
+    let joining = Arc::new(Mutex::new(()));
+    socket.on("join", async move |socket: Socket, room: TryData<String>, ack: AckSender<Adapter>| {
+        reply(ack, check_room(room).and_then(|room| join(&socket, &joining, room)));
     });
     socket.on("leave", async |socket: Socket, room: TryData<String>, ack: AckSender<Adapter>| {
         reply(ack, check_room(room).map(|room| socket.leave(room)));
@@ -152,6 +156,17 @@ fn on_connect(socket: &Socket, node: &Arc<str>) {
         reply(ack, result);
     };
     socket.on("message", relay);
+}
+
+/// Joins a room, if the client is not in too many.
+fn join(socket: &Socket, joining: &Mutex<()>, room: String) -> Result<(), String> {
+    let _one_at_a_time = joining.lock().unwrap_or_else(PoisonError::into_inner);
+    let rooms = socket.rooms();
+    if rooms.len() >= MAX_ROOMS && !rooms.iter().any(|joined| *joined == room) {
+        return Err(format!("already in {} rooms, the limit is {MAX_ROOMS}: leave one first", rooms.len()));
+    }
+    socket.join(room);
+    Ok(())
 }
 
 /// Sends a message to everyone in its room, on every node.

@@ -71,12 +71,16 @@ impl NamespaceHandle {
     /// Opens a namespace, or returns the one that is open.
     ///
     /// # Errors
-    /// [`IdError::Namespace`] when the path is empty or longer than [`Namespace::MAX_LEN`] bytes.
+    /// [`IdError::Namespace`] when the path is empty or longer than [`Namespace::MAX_LEN`] bytes,
+    /// [`IdError::TooManyNamespaces`] when the node has as many as it may have.
     pub(crate) fn open(hub: &Arc<Hub>, registry: &NamespaceRegistry, path: &str) -> Result<Self, IdError> {
         let ns = Namespace::new(path)?;
         let mut open = lock(registry);
         if let Some(inner) = open.get(path).and_then(Weak::upgrade) {
             return Ok(Self { inner });
+        }
+        if !hub.has_room_for(&ns) {
+            return Err(IdError::TooManyNamespaces { limit: hub.config.link.max_namespaces });
         }
         if open.len() == open.capacity() {
             // Before the table grows, forget what has gone: bounded by twice what was ever open at a time.

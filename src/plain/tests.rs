@@ -238,6 +238,19 @@ async fn one_path_is_one_namespace_while_a_handle_or_a_member_lives() {
 }
 
 #[tokio::test]
+async fn namespaces_have_a_limit() {
+    let mut config = Config::default();
+    config.link.max_namespaces = 2;
+    let (hub, registry) = (hub(config), NamespaceRegistry::default());
+    let open = |path: &str| NamespaceHandle::open(&hub, &registry, path);
+    let (_one, two) = (open("/1").unwrap(), open("/2").unwrap());
+    assert_eq!(open("/3").err(), Some(IdError::TooManyNamespaces { limit: 2 }));
+    assert!(open("/2").is_ok(), "it is open");
+    drop(two);
+    assert!(open("/3").is_ok(), "there is room again");
+}
+
+#[tokio::test]
 async fn a_peer_gets_what_it_may_want_and_emit_wait_waits_for_it() {
     let mut config = Config::default();
     config.link.outbox_bytes = 1_000;

@@ -29,6 +29,7 @@ use crate::hub::peer::{LentInbox, LinkPath, PeerQueue, count, count_alone};
 use crate::hub::{Hub, Recent};
 use crate::ids::{Namespace, Seq};
 use crate::quic::handshake::{CloseCode, FrameReader, Greeted, connection_error, split_frame};
+use crate::quic::together::{either, give_way};
 
 /// About how many bytes go into one write.
 const WRITE_BYTES: usize = 128 * 1024;
@@ -125,10 +126,9 @@ pub(crate) async fn run(
         snapshot: false,
         unacked: 0,
     };
-    tasks.spawn(read.run());
     let write =
         Writer { send, peer: Arc::clone(&peer), hub: Arc::clone(&hub), host: Arc::clone(&host), signals };
-    tasks.spawn(write.run(own_resume, resume_rx));
+    tasks.spawn(either(read.run(), write.run(own_resume, resume_rx)));
     tasks.spawn(read_datagrams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub)));
     tasks.spawn(read_short_streams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub), host));
 
@@ -187,10 +187,9 @@ impl Reader {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut silent_ticks, mut heard) = (0, 0);
         loop {
-            let mut waited = false;
             let block = tokio::select! {
                 biased;
-                block = noting(&mut waited, self.reader.block()) => block?,
+                block = self.reader.block() => block?,
                 _ = tick.tick() => {
                     // A frame that takes long is no silence.
                     let goes_on = std::mem::replace(&mut heard, self.reader.heard) != self.reader.heard;
@@ -202,12 +201,6 @@ impl Reader {
                 }
             };
             silent_ticks = 0;
-            if waited {
-                // tokio runs what a task wakes next on the same thread, but only 3 times in a row; then it wakes another
-                // thread, which takes longer than all the rest. From the socket to here were 2; the task of the member,
-                // the writer and the connection are to come. A turn begins the count anew.
-                yield_now().await;
-            }
             count(&self.peer.counters.bytes_received, block.len() as u64);
             let (mut at, mut run) = (0, Run::default());
             while let Some(length) = frame_len(&block[at..], &self.reader.limits)? {
@@ -226,6 +219,8 @@ impl Reader {
             if self.unacked >= ACK_BYTES {
                 self.unacked = 0;
                 self.signal(&self.signals.ack);
+                // The writer is in the same task: however much comes in, it must get to say so.
+                give_way().await;
             }
         }
     }
@@ -453,7 +448,7 @@ impl Writer {
         push_head(&Head::Start { first: resumed.first.0 }, &mut out)?;
 
         let heartbeat = self.hub.config.link.heartbeat;
-        let mut gather = Gather::default();
+        let mut gather = Gather::new();
         let mut next_heartbeat = Instant::now();
         // The interest version that was sent, and what is left of a snapshot that is being sent.
         let mut sent: Option<u64> = None;
@@ -533,13 +528,12 @@ impl Writer {
 /// Lets a batch grow while many emit: a batch costs a wake-up, a lock and a system call, whatever is in it.
 ///
 /// A turn is when every other task that could run has run once. Whether waiting for a turn makes batches larger is tried
-/// now and then; where it does not (one message, then its answer), nothing waits.
-#[derive(Default)]
+/// now and then, less and less often while it does not (one message, then its answer): such batches go at once.
 struct Gather {
-    /// Batches grew while they waited the last time.
-    pays: bool,
-    /// Batches that did not wait.
-    skipped: u32,
+    /// Batches that go at once before it is tried again; none while waiting pays.
+    skip: u32,
+    /// What `skip` is the next time that waiting does not pay.
+    next_skip: u32,
     /// The frames that had ever been queued when last looked at.
     seen: u64,
 }
@@ -549,29 +543,37 @@ impl Gather {
     const TURNS: u32 = 16;
     /// So many frames are enough for one batch.
     const ENOUGH: u64 = 256;
-    /// While waiting does not pay, it is tried with one batch in so many.
-    const TRY_EVERY: u32 = 16;
+    /// The least and the most batches that go at once between two trials.
+    const SKIP: (u32, u32) = (8, 512);
+
+    fn new() -> Self {
+        Self { skip: Self::SKIP.0, next_skip: Self::SKIP.0, seen: 0 }
+    }
 
     async fn wait(&mut self, peer: &PeerQueue) {
         // What was queued, read without the lock of the queue: those who emit hold it often enough.
         let queued = || peer.counters.frames_sent.load(Ordering::Relaxed);
         let mut now = queued();
         let before = std::mem::replace(&mut self.seen, now);
-        self.skipped += 1;
-        if now == before || (!self.pays && self.skipped < Self::TRY_EVERY) {
+        if now == before || now - before >= Self::ENOUGH {
             return;
         }
-        (self.pays, self.skipped) = (false, 0);
+        if self.skip > 0 {
+            self.skip -= 1;
+            return;
+        }
+        self.skip = self.next_skip;
+        self.next_skip = (2 * self.next_skip).min(Self::SKIP.1);
         for _ in 0..Self::TURNS {
-            if now - before >= Self::ENOUGH {
-                break;
-            }
             yield_now().await;
             now = queued();
             if now == self.seen {
                 break;
             }
-            (self.pays, self.seen) = (true, now);
+            (self.skip, self.next_skip, self.seen) = (0, Self::SKIP.0, now);
+            if now - before >= Self::ENOUGH {
+                break;
+            }
         }
     }
 }
@@ -721,17 +723,6 @@ impl Path {
         });
         Ok(())
     }
-}
-
-/// Runs a future and notes whether it had to wait.
-async fn noting<F: Future>(waited: &mut bool, future: F) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    std::future::poll_fn(|cx| {
-        let polled = future.as_mut().poll(cx);
-        *waited |= polled.is_pending();
-        polled
-    })
-    .await
 }
 
 fn poll_once<F: Future>(future: F) -> Option<F::Output> {

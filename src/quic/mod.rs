@@ -4,3 +4,4 @@ pub(crate) mod connection;
 pub mod endpoint;
 pub(crate) mod handshake;
 pub mod tls;
+mod together;

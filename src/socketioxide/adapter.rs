@@ -138,6 +138,9 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
         }
         let _ = self.me.set(Arc::downgrade(self));
         let RoomcastAdapterCtr { hub, servers, .. } = &self.state;
+        if !hub.has_room_for(self.book.ns()) {
+            return Err(InitError::TooMany { limit: hub.config.link.max_namespaces });
+        }
         let server = servers.announce(hub, self.server);
         let me: Weak<dyn Inbound> = self.me();
         self.book.open(hub.attach(self.book.ns(), self.book.mode(), me), server);
@@ -157,15 +160,15 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
             }
             None => false,
         });
-        if !asked && !self.book.is_flooded() && self.book.wake.touch() {
-            self.book.wake.start(self.me());
+        if !asked {
+            self.check_soon();
         }
     }
 
     fn check_soon(&self) {
         if !self.book.is_flooded() {
             self.book.wake.touch();
-            self.book.wake.start(self.me());
+            self.book.wake.start(|| self.me());
         }
     }
 
@@ -264,7 +267,7 @@ impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
             // Here and now: a dynamic namespace is made anew for every client until this has run.
             on_success();
         }
-        InitRes::new(result)
+        InitRes::new(result, &self.state.refusals)
     }
 
     /// Takes the namespace out of the cluster. Done on the first poll, which is all that socketioxide gives it.

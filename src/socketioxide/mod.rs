@@ -27,6 +27,10 @@
 //! members here; its handlers take [`Socket`] of this module and join and leave with its methods. When a room is
 //! joined past it in an exact namespace, a warning is logged and the namespace falls back to flood.
 //!
+//! Limit what clients can make a server keep. Rooms that clients name are held here and on every other node: give each
+//! client a limit of rooms. socketioxide keeps every namespace that a client ever reached through a dynamic one: beyond
+//! [`LinkConfig::max_namespaces`](crate::config::LinkConfig::max_namespaces) further ones are refused.
+//!
 //! All nodes must use the same parser: what one parser has encoded, another cannot send. A broadcast that does not
 //! fit the parser here is dropped, with a warning.
 
@@ -42,6 +46,7 @@ mod watch;
 use std::collections::{HashMap, HashSet};
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -138,6 +143,10 @@ pub struct RoomcastAdapterCtr {
     hub: Arc<Hub>,
     config: Arc<RoomcastAdapterConfig>,
     servers: Arc<Servers>,
+    refusals: Arc<Refusals>,
+    /// Checks for rooms joined past the book that have begun.
+    #[cfg(test)]
+    checks: Arc<std::sync::atomic::AtomicUsize>,
     /// Keeps the node running as long as an adapter may need it.
     _node: Option<Node>,
 }
@@ -158,6 +167,9 @@ impl RoomcastAdapterCtr {
             hub: Arc::clone(hub),
             config: Arc::new(config),
             servers: Arc::new(Servers::new()),
+            refusals: Arc::default(),
+            #[cfg(test)]
+            checks: Arc::default(),
             _node: None,
         }
     }
@@ -216,15 +228,24 @@ pub enum InitError {
     /// The path does not begin with a slash. The namespace was not added.
     #[error("use {0:?} as a Socket.IO namespace: the path must begin with '/'")]
     Slash(String),
+    /// This node has as many namespaces as it may have. The namespace was not added; those that are there stay.
+    #[error("open one more namespace: the limit is {limit}")]
+    TooMany {
+        /// [`crate::config::LinkConfig::max_namespaces`].
+        limit: usize,
+    },
 }
 
 /// The outcome of adding a namespace: ready at once. Await it after `io.ns(..)`.
 #[derive(Debug)]
-pub struct InitRes(Ready<Result<(), InitError>>);
+pub struct InitRes {
+    result: Ready<Result<(), InitError>>,
+    refusals: Arc<Refusals>,
+}
 
 impl InitRes {
-    fn new(result: Result<(), InitError>) -> Self {
-        Self(ready(result))
+    fn new(result: Result<(), InitError>, refusals: &Arc<Refusals>) -> Self {
+        Self { result: ready(result), refusals: Arc::clone(refusals) }
     }
 }
 
@@ -232,16 +253,34 @@ impl Future for InitRes {
     type Output = Result<(), InitError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx)
+        Pin::new(&mut self.result).poll(cx)
     }
 }
 
 impl Spawnable for InitRes {
     fn spawn(self) {
-        if let Err(error) = self.0.into_inner() {
-            // Clients choose the paths of dynamic namespaces, so this is not an error of the server.
-            tracing::warn!(%error, "refused a dynamic namespace");
+        // Clients choose the paths of dynamic namespaces, so this is not an error of the server.
+        if let Err(error) = self.result.into_inner()
+            && self.refusals.is_first(&error)
+        {
+            tracing::warn!(%error, "refused a dynamic namespace; the next ones of this kind are not logged");
         }
+    }
+}
+
+/// The kinds of refusal that were logged for dynamic namespaces: clients can cause as many as they like.
+#[derive(Debug, Default)]
+struct Refusals(AtomicU8);
+
+impl Refusals {
+    /// Whether this is the first of its kind.
+    fn is_first(&self, error: &InitError) -> bool {
+        let kind = match error {
+            InitError::Path(_) => 1,
+            InitError::Slash(_) => 2,
+            InitError::TooMany { .. } => 4,
+        };
+        self.0.fetch_or(kind, Ordering::Relaxed) & kind == 0
     }
 }
 

@@ -1,13 +1,15 @@
 //! What goes out: which broadcasts other nodes have to get, and their form on the wire.
 
+use std::sync::atomic::Ordering;
+
 use bytes::{Bytes, BytesMut};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use socketioxide_core::adapter::{BroadcastFlags, BroadcastOptions};
 use socketioxide_core::packet::{Packet, PacketData};
 use socketioxide_core::{Sid, Uid, Value};
 
-use super::Error;
 use super::adapter::RoomcastAdapter;
+use super::{Error, RoomcastAdapterCtr as State};
 use crate::core::frame::{BroadcastHead, MAX_ROOMS, PayloadKind};
 use crate::error::DropReason;
 use crate::hub::Receipt;
@@ -74,6 +76,17 @@ impl<E> RoomcastAdapter<E> {
     pub(super) fn send(&self, outgoing: Outgoing) -> Result<Receipt, Error> {
         let Outgoing { value, opts, target } = outgoing;
         let volatile = opts.has_flag(BroadcastFlags::Volatile);
+        let State { hub, servers, .. } = self.state();
+        let (ns, keys) = match target {
+            Target::Here => return Ok(Receipt::default()),
+            Target::Cluster => (self.book().ns(), self.book().keys(&opts.rooms)),
+            Target::Server(server) => (&servers.ns, smallvec![servers.room(server)]),
+        };
+        if copies(&value) && !hub.wants(ns, &keys) {
+            // What the hub would say, without the copy.
+            hub.counters.emits.fetch_add(1, Ordering::Relaxed);
+            return Ok(Receipt::default());
+        }
         let (kind, payload, attachments) = encode(value);
         let head = BroadcastHead {
             ns: self.book().ns().path(),
@@ -85,18 +98,7 @@ impl<E> RoomcastAdapter<E> {
             socket: opts.sid.as_ref().map(Sid::as_str),
             attachments,
         };
-        let hub = &self.state().hub;
-        let receipt = match target {
-            Target::Here => Receipt::default(),
-            Target::Cluster => {
-                let keys = self.book().keys(&opts.rooms);
-                hub.send(self.book().ns(), &keys, &head, &payload, volatile)
-            }
-            Target::Server(server) => {
-                let servers = &self.state().servers;
-                hub.send(&servers.ns, &[servers.room(server)], &head, &payload, volatile)
-            }
-        };
+        let receipt = hub.send(ns, &keys, &head, &payload, volatile);
         // Full queues and the like are counted by the hub; a message that can never be sent is the caller's to know.
         if receipt.dropped.iter().any(|(_, reason)| *reason == DropReason::TooLarge) {
             let limit = hub.limits.max_frame_bytes;
@@ -104,6 +106,11 @@ impl<E> RoomcastAdapter<E> {
         }
         Ok(receipt)
     }
+}
+
+/// Whether [`encode`] copies.
+fn copies(value: &Value) -> bool {
+    matches!(value, Value::Str(_, Some(attachments)) if !attachments.is_empty())
 }
 
 /// The payload of a frame: the text with the attachments behind it, or the bytes. One copy if there are attachments,

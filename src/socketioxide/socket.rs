@@ -63,7 +63,8 @@ impl Socket {
 
     /// Joins rooms, at once. Other nodes hear of it within the interest tick of the node (5 ms by default).
     ///
-    /// Without effect on a socket that has gone.
+    /// Without effect on a socket that has gone. There is no limit of rooms here: where clients name the rooms, give each a
+    /// limit, because every node holds them.
     pub fn join(&self, rooms: impl RoomParam) {
         let Some((exact, adapter)) = self.exact() else { return self.socket.join(rooms) };
         let rooms: Vec<Room> = rooms.into_room_iter().collect();

@@ -14,6 +14,7 @@ use socketioxide_core::{Sid, Uid, Value};
 use self::fake::{FakeAdapter, FakeParser, FakeSockets, Side, carry, event, now, text};
 use super::adapter::Rooms;
 use super::{Error, InitError, RoomcastAdapter, RoomcastAdapterConfig};
+use crate::config::Config;
 use crate::core::interest::RoomMode;
 use crate::hub::peer::PeerQueue;
 
@@ -329,6 +330,51 @@ fn a_namespace_is_added_at_once_or_refused() {
 }
 
 #[test]
+fn namespaces_have_a_limit_and_each_kind_of_refusal_is_logged_once() {
+    let mut config = Config::default();
+    // One for the servers, two for the namespaces.
+    config.link.max_namespaces = 3;
+    let side = Side::with_config("a", config);
+    let ctr = side.ctr(RoomcastAdapterConfig::new());
+    let init = |path: String| {
+        let mut sockets = FakeSockets::new("/", FakeParser::Text);
+        sockets.path = path.into();
+        let adapter = Arc::new(RoomcastAdapter::new(&ctr, CoreLocalAdapter::new(sockets)));
+        (now(Arc::clone(&adapter).init(|| ())), adapter)
+    };
+    let (one, two) = (init("/1".to_owned()), init("/2".to_owned()));
+    assert_eq!((&one.0, &two.0), (&Ok(()), &Ok(())));
+    let full = InitError::TooMany { limit: 3 };
+    assert_eq!(init("/3".to_owned()).0, Err(full.clone()));
+    assert_eq!(init("/2".to_owned()).0, Ok(()), "another adapter of a path that is there");
+    drop(two);
+    assert_eq!(init("/3".to_owned()).0, Ok(()));
+    drop(one);
+
+    let long = init(format!("/{}", "x".repeat(255))).0.unwrap_err();
+    for error in [&full, &long] {
+        assert_eq!([(); 3].map(|()| ctr.refusals.is_first(error)), [true, false, false]);
+    }
+}
+
+#[test]
+fn attachments_that_nobody_wants_are_counted_and_not_sent() {
+    let pair = Pair::exact();
+    let emits = || pair.a.hub.counters.emits.load(Ordering::Relaxed);
+    let binary = || Value::Str("[]".into(), Some([Bytes::from_static(b"b")].into()));
+    pair.b.tell(&pair.a, pair.queue.slot);
+    for value in [text("[]"), binary()] {
+        let before = emits();
+        now(pair.sender.broadcast(event("/chat", value), to(&["lobby"]))).unwrap();
+        assert_eq!((emits() - before, pair.carry()), (1, 0));
+    }
+    join(&pair.receiver, pair.to.connect(), "lobby");
+    pair.b.tell(&pair.a, pair.queue.slot);
+    now(pair.sender.broadcast(event("/chat", binary()), to(&["lobby"]))).unwrap();
+    assert_eq!((pair.carry(), pair.to.sent().len()), (1, 1));
+}
+
+#[test]
 fn modes_go_by_namespace() {
     let side = Side::new("a");
     let config = RoomcastAdapterConfig::new().with_exact_namespace("/exact");
@@ -357,6 +403,24 @@ async fn a_room_joined_past_the_book_floods_the_namespace() {
     pair.receiver.leave_all(&pair.receiver.book().holder(proper));
     drop(pair.receiver);
     assert_eq!((pair.b.wanted("/chat"), pair.b.wanted_in_all()), ((None, 0), 0));
+}
+
+/// The first join past the book comes from a thread without a runtime, and the runtime of the next one ends.
+#[test]
+fn checks_run_whoever_asks_first() {
+    let pair = Pair::exact();
+    let raw = pair.to.connect();
+    pair.receiver.get_local().add_all(raw, "lobby");
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    let short = runtime().unwrap();
+    short.block_on(async { _ = pair.receiver.get_local() });
+    drop(short);
+    assert_eq!(pair.b.wanted("/chat").0, Some(RoomMode::Exact));
+    runtime().unwrap().block_on(async {
+        pair.receiver.get_local();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    });
+    assert_eq!(pair.b.wanted("/chat").0, Some(RoomMode::Flood));
 }
 
 #[tokio::test(start_paused = true)]

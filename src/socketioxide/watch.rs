@@ -36,13 +36,11 @@ pub(super) struct Wake {
 }
 
 impl Wake {
-    /// Asks for a check. Returns whether one was not due already.
-    pub(super) fn touch(&self) -> bool {
-        let new = !self.due.swap(true, Ordering::AcqRel);
-        if new {
+    /// Asks for a check.
+    pub(super) fn touch(&self) {
+        if !self.due.swap(true, Ordering::AcqRel) {
             self.notify.notify_one();
         }
-        new
     }
 
     /// Lets the task see that its adapter has gone.
@@ -51,19 +49,36 @@ impl Wake {
     }
 
     /// Runs the checks of an adapter on the runtime of the caller, unless they run already.
-    pub(super) fn start<E: SocketEmitter>(self: &Arc<Self>, adapter: Weak<RoomcastAdapter<E>>) {
+    pub(super) fn start<E: SocketEmitter>(
+        self: &Arc<Self>,
+        adapter: impl FnOnce() -> Weak<RoomcastAdapter<E>>,
+    ) {
         if self.running.load(Ordering::Acquire) {
             return;
         }
-        // Without a runtime there is no socket either; the next call comes from one.
+        // On a thread without a runtime: the check stays due, and the next call from a runtime starts it.
         let Ok(runtime) = Handle::try_current() else { return };
         if !self.running.swap(true, Ordering::AcqRel) {
-            runtime.spawn(run(Arc::clone(self), adapter));
+            runtime.spawn(run(Running(Arc::clone(self)), adapter()));
         }
     }
 }
 
-async fn run<E: SocketEmitter>(wake: Arc<Wake>, adapter: Weak<RoomcastAdapter<E>>) {
+/// Runs as long as this lives: a runtime that ends drops its tasks, and checks go on elsewhere.
+struct Running(Arc<Wake>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.store(false, Ordering::Release);
+    }
+}
+
+async fn run<E: SocketEmitter>(running: Running, adapter: Weak<RoomcastAdapter<E>>) {
+    let wake = &running.0;
+    if wake.due.load(Ordering::Acquire) {
+        // An earlier task may have taken the notice with it.
+        wake.notify.notify_one();
+    }
     let mut not_before = Instant::now();
     let mut later = [].iter();
     loop {
@@ -89,6 +104,8 @@ async fn run<E: SocketEmitter>(wake: Arc<Wake>, adapter: Weak<RoomcastAdapter<E>
 impl<E: SocketEmitter> RoomcastAdapter<E> {
     /// Looks for rooms with members here and no holder. Returns how long it kept the thread busy.
     pub(super) async fn check(&self) -> Duration {
+        #[cfg(test)]
+        self.state().checks.fetch_add(1, Ordering::Relaxed);
         let mut busy = Duration::ZERO;
         let mut everyone = BroadcastOptions::default();
         everyone.add_flag(BroadcastFlags::Broadcast);

@@ -148,6 +148,7 @@ impl CounterReport {
         let counters = &hub.counters;
         Self {
             emits: get(&counters.emits),
+            heads_encoded: get(&counters.encoded),
             drops: get(&counters.drops),
             delivered: get(&counters.delivered),
             no_namespace: get(&counters.no_namespace),

@@ -111,7 +111,7 @@ pub struct LinkReport {
     pub queue_frames: u64,
     /// Their bytes, heads included.
     pub queue_bytes: u64,
-    /// Broadcast frames queued for the peer, without volatile ones.
+    /// Broadcast frames queued for the peer, sent or not yet, without volatile ones.
     pub frames_sent: u64,
     /// New broadcast frames from the peer, without volatile ones.
     pub frames_received: u64,
@@ -205,6 +205,9 @@ pub struct UdpReport {
 pub struct CounterReport {
     /// Messages that fronts handed in for other nodes, also those that no other node wanted.
     pub emits: u64,
+    /// Heads encoded: at most one for a message, however many nodes get it.
+    #[serde(default)]
+    pub heads_encoded: u64,
     /// Frames that were not queued, any peer and reason.
     pub drops: u64,
     /// Messages from other nodes that were handed to a front.
@@ -221,7 +224,7 @@ pub struct CounterReport {
     pub dials_failed: u64,
     /// Gossip messages that were dropped because too many were under way.
     pub gossip_drops: u64,
-    /// Frames sent, the sum over the peers that are in `links`.
+    /// Frames queued, whether or not they are sent yet: the sum of [`LinkReport::frames_sent`] over the peers that are in `links`.
     pub frames_sent: u64,
     /// Frames received, the sum over the peers that are in `links`.
     pub frames_received: u64,

@@ -144,6 +144,25 @@ async fn who_left_or_went_gets_nothing_and_costs_no_frame() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_has_a_limit_of_rooms() {
+    const LIMIT: usize = 100;
+    let Some(clients) = Clients::start() else { return };
+    let node = ChatCluster::new("common").start("a", &[]).await;
+    let client = socket(&clients, "client", &node).await;
+    for index in 0..LIMIT {
+        client.join(&format!("room-{index}")).await;
+    }
+    let refused = client.emit("join", json!("one more")).await;
+    assert_eq!(refused["ok"], json!(false));
+    assert!(refused["error"].as_str().is_some_and(|error| error.contains("the limit is 100")), "{refused}");
+    client.join("room-0").await;
+    client.leave("room-0").await;
+    client.join("one more").await;
+    client.say("one more", "hello").await;
+    client.gets("hello").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_node_comes_back_and_so_do_its_clients() {
     let Some(clients) = Clients::start() else { return };
     let [a, mut b, c] = ChatCluster::new("common").three().await;

@@ -39,9 +39,10 @@ async fn a_node_whose_only_seed_is_itself_waits_for_others() {
     formed(&[node, other]).await;
 }
 
-/// 127.0.0.2 reaches the node, too, but discovery cannot know that: only the hello tells.
+/// 127.0.0.2 reaches the node, too, but discovery cannot know that: only the hello tells. The address may be that of a
+/// load balancer, so it is tried again, but not soon.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_seed_that_turns_out_to_be_the_node_itself_is_dialled_once() {
+async fn a_seed_that_turns_out_to_be_the_node_itself_is_left_alone_for_a_while() {
     let setup = quick("form-mirror");
     let gate = Gate::bind(([0, 0, 0, 0], 0).into()).unwrap();
     let port = gate.addr().port();
@@ -53,7 +54,8 @@ async fn a_seed_that_turns_out_to_be_the_node_itself_is_dialled_once() {
     let rounds = node.report().discovery[0].rounds;
     eventually("discovery came by again", || node.report().discovery[0].rounds > rounds + 5).await;
     let report = node.report();
-    assert_eq!(report.counters.dials_failed, 1, "{report:?}");
+    let pauses = report.node.uptime_ms / 30_000;
+    assert!((1..=1 + pauses).contains(&report.counters.dials_failed), "{report:?}");
     assert_eq!((report.links.len(), report.members.len()), (0, 1), "{report:?}");
 
     let other = setup.start_at(&setup.seat(1), [SocketAddr::from(([127, 0, 0, 1], port))]).await;

@@ -14,7 +14,9 @@ use roomcast::{ClusterSecret, Member, Namespace};
 use smallvec::smallvec;
 
 /// What a node closes a link with when the peer broke the protocol.
-const VIOLATION: u64 = 2;
+const VIOLATION: u64 = 3;
+/// What a node closes a connection with that it does not want.
+const REFUSED: u64 = 4;
 
 /// Two honest nodes with messages between them, and a place to attack.
 struct Scene {
@@ -31,6 +33,7 @@ impl Scene {
     async fn new(name: &str) -> Self {
         let setup = Setup::new(name).config(|config| {
             config.link.max_rooms_per_peer = 1_000;
+            config.link.max_namespaces_per_peer = 100;
             config.link.max_frame_bytes = 1 << 20;
             config.link.handshake_timeout = Duration::from_secs(2);
         });
@@ -87,6 +90,12 @@ fn interest(part: InterestPart, version: u64, keys: Range<u64>) -> Vec<u8> {
     let head = InterestHead { version, part, ns: "/elsewhere", mode: WireMode::Exact, added };
     let payload: Vec<u8> = keys.flat_map(u64::to_le_bytes).collect();
     frame(&Head::Interest(head), &payload).to_vec()
+}
+
+/// A delta that adds a namespace.
+fn namespace(version: u64, ns: &str) -> Vec<u8> {
+    let (part, mode) = (InterestPart::DeltaEnd, WireMode::Flood);
+    frame(&Head::Interest(InterestHead { version, part, ns, mode, added: 0 }), &[]).to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -146,6 +155,11 @@ async fn too_much_interest() {
     let parts =
         [interest(InterestPart::Snapshot, 2, 0..600), interest(InterestPart::Snapshot, 2, 600..1_200)];
     scene.attack("too much", &parts.concat()).await;
+    // Parts without keys cost memory as well, and a delta may have any number of them.
+    let endless: Vec<u8> = interest(InterestPart::Delta, 2, 0..0).repeat(1_000);
+    scene.attack("in 101 parts", &endless).await;
+    let namespaces: Vec<u8> = (0..200).flat_map(|index| namespace(2 + index, &format!("/{index}"))).collect();
+    scene.attack("too much", &namespaces).await;
     let mut short = interest(InterestPart::DeltaEnd, 2, 0..4);
     short.truncate(short.len() - 8);
     let length = u32::try_from(short.len() - LENGTH_BYTES).unwrap();
@@ -177,6 +191,7 @@ async fn frames_out_of_turn() {
         ("the second frame is not a resume", frame(&broadcast("/chat"), b"x").to_vec()),
         ("before the start", [frame(&resume, b""), frame(&broadcast("/chat"), b"x")].concat()),
         ("an unexpected start", [frame(&resume, b""), frame(&Head::Start { first: 0 }, b"")].concat()),
+        ("first frame number", [frame(&resume, b""), frame(&Head::Start { first: u64::MAX }, b"")].concat()),
     ] {
         let peer = scene.peer();
         let mut link = peer.open(scene.nodes[0].addr()).await;
@@ -292,7 +307,7 @@ async fn a_hello_that_never_ends() {
     let mut link = peer.open(scene.nodes[0].addr()).await;
     link.say_bytes(&raw_frame(&[0u8; 200])[..100]).await;
     let (code, reason) = link.closed().await;
-    assert!(code == 3 && reason.contains("too long"), "{code} {reason}");
+    assert!(code == REFUSED && reason.contains("too long"), "{code} {reason}");
     eventually("the silent one is gone", || silent.close_reason().is_some()).await;
     eventually("both are counted", || scene.nodes[0].report().counters.refused >= refused + 2).await;
     scene.unharmed().await;

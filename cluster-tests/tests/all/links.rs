@@ -168,17 +168,16 @@ async fn a_short_pause_is_only_a_pause() {
     .await;
     let mut number = 0;
     for _ in 0..5 {
+        let sent = || nodes[0].link("pause-1").unwrap().bytes_sent;
+        let (before, lost) = (sent(), nodes[1].gate.lost());
         nodes[1].gate.cut();
         for _ in 0..50 {
             number += 1;
             here.all().emit(stamp("zero", number)).unwrap();
         }
-        let sent = || nodes[0].link("pause-1").unwrap().bytes_sent;
-        let before = sent();
-        eventually("packets were lost", || {
-            sent() > before || nodes[0].link("pause-1").unwrap().queue_frames > 0
-        })
-        .await;
+        eventually("they were written", || sent() >= before + 50 * 20).await;
+        eventually("packets were lost", || nodes[1].gate.lost() > lost).await;
+        assert!(!recorder.has("zero", number), "the cut leaks");
         nodes[1].gate.heal();
         eventually("all came after all", || recorder.has("zero", number)).await;
     }
@@ -273,6 +272,49 @@ async fn a_peer_that_does_not_read_costs_only_itself() {
         .await;
     let receipt = here.all().emit(stamp("zero", number + 1)).unwrap();
     assert!(receipt.dropped.is_empty(), "{receipt:?}");
+    still(&nodes);
+}
+
+/// A frame that takes long to arrive is no silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_frame_over_a_slow_path_does_not_break_the_link() {
+    let setup = Setup::new("slowpath").config(|config| {
+        config.link.silence_limit = Duration::from_secs(1);
+        config.link.heartbeat = Duration::from_millis(100);
+    });
+    let nodes = setup.formed(2).await;
+    let (here, there) = (nodes[0].namespace("/").unwrap(), nodes[1].namespace("/").unwrap());
+    let recorder = Recorder::new();
+    let _member = there.connect(recorder.clone());
+    eventually("the member is known", || here.all().emit(probe()).unwrap().targeted == 1).await;
+    let links = || [0, 1].map(|at| nodes[at].link(nodes[1 - at].name()).unwrap().links);
+    let before = links();
+    // It takes eight times as long as nothing may be heard.
+    nodes[0].gate.slow_down(500_000);
+    here.all().emit(stamp_of("zero", 1, 4 << 20)).unwrap();
+    here.all().emit(stamp("zero", 2)).unwrap();
+    eventually("it arrives", || recorder.has("zero", 2)).await;
+    check_flow(&recorder, "zero", 2);
+    assert_eq!(links(), before, "the link broke");
+    still(&nodes);
+}
+
+/// A process that ends without a word, or a program that is no node, closes with the code 0.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_dropped_without_a_word_is_a_break_and_no_goodbye() {
+    const DROPPED: u32 = 0;
+    const LEFT: u32 = 1;
+    let setup = brittle("wordless");
+    let nodes = setup.formed(1).await;
+    let peer = RawPeer::new(&setup, 9);
+    for (code, kept) in [(DROPPED, true), (LEFT, false)] {
+        let link = peer.link(nodes[0].addr(), "/chat").await;
+        eventually("the peer is linked", || nodes[0].is_linked_to(&peer.id)).await;
+        link.conn.close(code.into(), b"");
+        let state = || nodes[0].link(&peer.id).map(|link| link.state);
+        let wanted = kept.then(|| "down".to_owned());
+        eventually(format!("after the code {code} it is {wanted:?}"), || state() == wanted).await;
+    }
     still(&nodes);
 }
 

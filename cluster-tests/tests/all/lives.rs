@@ -1,11 +1,13 @@
 //! Nodes restart, die, leave, and take the address of another.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cluster_tests::cluster::{event, formed};
 use cluster_tests::gate::Gate;
 use cluster_tests::{Recorder, Seat, Setup, eventually, probe, stamp};
-use roomcast::{Event, Member, Namespace};
+use roomcast::{Event, Events, Member, Namespace};
 
 /// Links that only an event ends, never a timeout.
 fn patient(name: &str) -> Setup {
@@ -165,6 +167,122 @@ async fn a_node_that_stops_is_gone_for_the_others_at_once() {
         nodes.iter().all(|node| node.link(stopped.name()).is_none())
     })
     .await;
+}
+
+/// One side gives the other up while that one still remembers it: what was sent has arrived or is counted, twice over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_side_forgot_and_the_other_did_not_is_not_lost_in_silence() {
+    let forgets = impatient("forgets");
+    let remembers = forgets.clone().config(|config| {
+        config.link.resume_window = Duration::from_secs(600);
+        config.members.dead_linger_ms = 600_000;
+        config.members.unheard_ms = 600_000;
+    });
+    let seats = [forgets.seat(0), forgets.seat(1)];
+    let first = forgets.start_at(&seats[0], []).await;
+    let nodes = [first, remembers.start_at(&seats[1], [seats[0].addr()]).await];
+    formed(&nodes).await;
+    let handles = [0, 1].map(|at| nodes[at].namespace("/").unwrap());
+    let members = [0, 1].map(|at| join(&handles[at], "room"));
+    for handle in &handles {
+        eventually("the joins are known", || handle.to("room").emit(probe()).unwrap().targeted == 1).await;
+    }
+    let counted = [0, 1].map(|at| count_losses(nodes[at].events()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let senders = [("a", 0), ("b", 1)]
+        .map(|(name, at)| tokio::spawn(flow(handles[at].clone(), name, Arc::clone(&stop))));
+    for _ in 0..2 {
+        let before = [members[1].1.count_from("a"), members[0].1.count_from("b")];
+        let flows = || members[1].1.count_from("a") > before[0] && members[0].1.count_from("b") > before[1];
+        eventually("messages flow", flows).await;
+        nodes[1].gate.cut();
+        eventually("one side has forgotten the other", || nodes[0].link("forgets-1").is_none()).await;
+        assert!(nodes[1].link("forgets-0").is_some(), "this one remembers");
+        nodes[1].gate.heal();
+        formed(&nodes).await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    for (at, sender) in senders.into_iter().enumerate() {
+        let sent = sender.await.unwrap();
+        let (name, recorder) = (["a", "b"][at], &members[1 - at].1);
+        let fence = sent.last().copied().unwrap_or_default() + 1;
+        handles[at].to("room").emit(stamp(name, fence)).unwrap();
+        eventually("what is sent now arrives", || recorder.has(name, fence)).await;
+        recorder.check();
+        let came = recorder.numbers(name);
+        let missing = sent.iter().filter(|number| came.binary_search(number).is_err()).count() as u64;
+        eventually(format!("{missing} lost from {name} are counted"), || {
+            counted[at].load(Ordering::SeqCst) >= missing
+        })
+        .await;
+    }
+}
+
+/// Emits numbered messages to `room` until told to stop; returns the numbers of those that were queued.
+async fn flow(ns: Namespace, sender: &'static str, stop: Arc<AtomicBool>) -> Vec<u64> {
+    let (mut number, mut queued) = (0, Vec::new());
+    while !stop.load(Ordering::SeqCst) {
+        number += 1;
+        if ns.to("room").emit(stamp(sender, number)).unwrap().queued > 0 {
+            queued.push(number);
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    queued
+}
+
+/// Adds up the frames that a node reports as lost on their way out.
+fn count_losses(mut events: Events) -> Arc<AtomicU64> {
+    let lost = Arc::new(AtomicU64::new(0));
+    let sum = Arc::clone(&lost);
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            if let Event::Gap { frames, outgoing: true, .. } = event {
+                sum.fetch_add(frames, Ordering::SeqCst);
+            }
+        }
+    });
+    lost
+}
+
+/// One peer that does not answer costs a node that leaves its patience, and the other peers nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_loses_nothing_for_who_is_there() {
+    const MESSAGES: u64 = 500;
+    let setup = patient("partly").config(|config| config.link.drain_timeout = Duration::from_secs(3));
+    // The one that leaves acknowledges nothing of itself: only its goodbye says what it has applied.
+    let quiet = setup.clone().config(|config| config.link.heartbeat = Duration::from_secs(600));
+    let seat = setup.seat(0);
+    let mut nodes = vec![quiet.start_at(&seat, []).await];
+    for index in [1, 2] {
+        nodes.push(setup.start_at(&setup.seat(index), [seat.addr()]).await);
+    }
+    formed(&nodes).await;
+    let handles: Vec<Namespace> = nodes.iter().map(|node| node.namespace("/").unwrap()).collect();
+    let (_there, there) = join(&handles[1], "lobby");
+    let (_dead, _unheard) = join(&handles[2], "lobby");
+    let (_back, back) = join(&handles[0], "back");
+    eventually("the joins are known", || handles[0].to("lobby").emit(probe()).unwrap().targeted == 2).await;
+    eventually("this one too", || handles[1].to("back").emit(probe()).unwrap().targeted == 1).await;
+
+    let mut events = nodes[1].events();
+    nodes[2].gate.cut();
+    for number in 1..=MESSAGES {
+        handles[0].to("lobby").emit(stamp("last", number)).unwrap();
+        handles[1].to("back").emit(stamp("answer", number)).unwrap();
+    }
+    eventually("the answers are there", || back.has("answer", MESSAGES)).await;
+    nodes[0].drain().await;
+    loop {
+        match events.recv().await.unwrap() {
+            Event::Gap { peer, frames, .. } if peer == *nodes[0].id() => panic!("{frames} frames lost"),
+            Event::MemberLeft { id, .. } if id == *nodes[0].id() => break,
+            _ => {}
+        }
+    }
+    there.check_all("last", MESSAGES);
+    back.check_all("answer", MESSAGES);
+    nodes[0].stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

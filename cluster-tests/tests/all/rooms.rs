@@ -42,6 +42,31 @@ async fn of_ten_nodes_the_two_with_members_get_one_frame_each() {
     .await;
     assert_eq!(members.len(), 2);
     assert_eq!(other.count(), 0);
+    for (index, node) in nodes.iter().enumerate().filter(|(index, _)| ![0, 3, 7].contains(index)) {
+        assert_eq!(node.report().counters.frames_received, 0, "node {index} got what it has nobody for");
+    }
+}
+
+/// What an emit costs does not grow with the peers by more than their queues.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_is_encoded_once_for_all_peers() {
+    const EMITS: u64 = 20;
+    let setup = Setup::new("once");
+    let nodes = setup.formed(4).await;
+    let handles: Vec<Namespace> = nodes.iter().map(|node| node.namespace("/chat").unwrap()).collect();
+    let recorder = Recorder::new();
+    let _members: Vec<Member> = handles[1..].iter().map(|handle| join(handle, &recorder, "lobby")).collect();
+    eventually("all are interested", || handles[0].to("lobby").emit(probe()).unwrap().targeted == 3).await;
+    let counters = || nodes[0].report().counters;
+    let before = counters();
+    for number in 1..=EMITS {
+        handles[0].to("lobby").emit(stamp_of("zero", number, 4_000)).unwrap();
+        handles[0].to("nobody").emit(probe()).unwrap();
+    }
+    let after = counters();
+    assert_eq!(after.frames_sent - before.frames_sent, 3 * EMITS);
+    assert_eq!(after.emits - before.emits, 2 * EMITS);
+    assert_eq!(after.heads_encoded - before.heads_encoded, EMITS, "once, and only if somebody gets it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -242,6 +267,30 @@ async fn a_peer_gets_everything_until_its_rooms_are_known() {
 
 fn part(version: u64, part: InterestPart, ns: &str, mode: WireMode, added: u32) -> Head<'_> {
     Head::Interest(InterestHead { version, part, ns, mode, added })
+}
+
+/// Users emit from threads that know nothing of tokio.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_thread_may_emit_anything() {
+    let setup = Setup::new("thread");
+    let nodes = setup.formed(2).await;
+    let (here, there) = (nodes[0].namespace("/game").unwrap(), nodes[1].namespace("/game").unwrap());
+    let recorder = Recorder::new();
+    let _member = join(&there, &recorder, "arena");
+    eventually("the join is known", || here.to("arena").emit(probe()).unwrap().targeted == 1).await;
+    let mut number = 0;
+    while recorder.count_from("large") == 0 {
+        number += 1;
+        let here = here.clone();
+        let thread = std::thread::spawn(move || {
+            here.to("arena").emit(stamp("small", number)).unwrap();
+            here.to("arena").volatile().emit(stamp_of("large", number, 200_000)).unwrap()
+        });
+        eventually("the thread ends", || thread.is_finished()).await;
+        let receipt = thread.join().expect("it does not panic");
+        assert_eq!(receipt.targeted, 1);
+    }
+    eventually("what is not volatile came", || recorder.has("small", number)).await;
 }
 
 /// A volatile message goes around the queue: as a datagram when it fits, on a stream of its own when it does not.

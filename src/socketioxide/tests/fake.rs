@@ -219,7 +219,11 @@ pub(super) struct Side {
 
 impl Side {
     pub(super) fn new(name: &str) -> Self {
-        let hub = Hub::new(NodeId::new(name).unwrap(), Incarnation(1), Config::default());
+        Self::with_config(name, Config::default())
+    }
+
+    pub(super) fn with_config(name: &str, config: Config) -> Self {
+        let hub = Hub::new(NodeId::new(name).unwrap(), Incarnation(1), config);
         Self {
             hub,
             interest: Mutex::new(Interest::new(InterestConfig { linger_ms: 0, ..Default::default() })),

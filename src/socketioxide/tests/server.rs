@@ -19,18 +19,20 @@ struct Server {
     side: Side,
     addr: std::net::SocketAddr,
     io: SocketIo<Adapter>,
+    checks: Arc<AtomicUsize>,
 }
 
 impl Server {
     async fn start(config: RoomcastAdapterConfig) -> Self {
         let side = Side::new("a");
-        let (layer, io) =
-            SocketIo::builder().with_adapter::<RoomcastAdapter<_>>(side.ctr(config)).build_layer();
+        let ctr = side.ctr(config);
+        let checks = Arc::clone(&ctr.checks);
+        let (layer, io) = SocketIo::builder().with_adapter::<RoomcastAdapter<_>>(ctr).build_layer();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let app = axum::Router::new().layer(layer);
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Self { side, addr, io }
+        Self { side, addr, io, checks }
     }
 
     async fn exact() -> Self {
@@ -124,7 +126,8 @@ async fn rooms_are_announced_while_a_socket_is_in_them() {
     server.until("gone without a leave", |side| side.wanted("/").1 == 0).await;
 
     // The check of what was touched by disconnects finds nothing wrong.
-    sleep(Duration::from_millis(300)).await;
+    let begun = server.checks.load(Ordering::Relaxed);
+    server.until("checked again", |_| server.checks.load(Ordering::Relaxed) > begun).await;
     assert_eq!(server.side.wanted("/"), (Some(RoomMode::Exact), 0));
     server.io.delete_ns("/");
     assert_eq!((server.side.wanted("/").0, server.side.wanted_in_all()), (None, 0));
