@@ -3,5 +3,8 @@
 pub(crate) mod connection;
 pub mod endpoint;
 pub(crate) mod handshake;
+mod reader;
+mod short;
 pub mod tls;
 mod together;
+mod writer;

@@ -1,0 +1,195 @@
+//! The writer of a link: takes what has gathered for the peer and writes it to the stream.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+use quinn::{SendStream, WriteError};
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
+
+use crate::core::frame::{Head, Resume, encode_head};
+use crate::error::LinkError;
+use crate::event::Event;
+use crate::hub::Hub;
+use crate::hub::feed::Next;
+use crate::hub::peer::{PeerQueue, count};
+use crate::quic::connection::{Ends, LinkHost, Signals};
+use crate::quic::handshake::connection_error;
+
+/// About how many bytes go into one write.
+const WRITE_BYTES: usize = 128 * 1024;
+
+pub(super) struct Writer {
+    send: SendStream,
+    peer: Arc<PeerQueue>,
+    hub: Arc<Hub>,
+    host: Arc<dyn LinkHost>,
+    signals: Arc<Signals>,
+}
+
+impl Writer {
+    pub(super) fn new(send: SendStream, ends: Ends) -> Self {
+        let Ends { peer, hub, host, signals } = ends;
+        Self { send, peer, hub, host, signals }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        own: Resume,
+        theirs: oneshot::Receiver<Resume>,
+    ) -> Result<(), LinkError> {
+        let mut out: Vec<Bytes> = Vec::with_capacity(64);
+        push_head(&Head::Resume(own), &mut out)?;
+        self.write(&mut out).await?;
+        let Ok(theirs) = theirs.await else { return Err(LinkError::Lost("no resume".into())) };
+        let resumed = self.peer.resume(&theirs);
+        if resumed.lost > 0 {
+            let (peer, frames) = (self.peer.id.clone(), resumed.lost);
+            tracing::warn!(node = %self.hub.id, %peer, frames, "frames for a peer were lost");
+            self.hub.event(Event::Gap { peer, frames, outgoing: true });
+        }
+        push_head(&Head::Start { first: resumed.first.0 }, &mut out)?;
+
+        let heartbeat = self.hub.config.link.heartbeat;
+        let mut gather = Gather::new();
+        let mut next_heartbeat = Instant::now();
+        // The interest version that was sent, and what is left of a snapshot that is being sent.
+        let mut sent: Option<u64> = None;
+        let mut snapshot: std::vec::IntoIter<Bytes> = Vec::new().into_iter();
+        loop {
+            if self.signals.ack.swap(false, Ordering::AcqRel) || Instant::now() >= next_heartbeat {
+                next_heartbeat = Instant::now() + heartbeat;
+                let seq = self.peer.applied.load(Ordering::Acquire);
+                let interest = self.peer.interest_held.load(Ordering::Acquire);
+                push_head(&Head::Received { seq, interest }, &mut out)?;
+            }
+            if self.signals.want_snapshot.swap(false, Ordering::AcqRel) {
+                push_head(&Head::InterestWanted, &mut out)?;
+            }
+            if self.signals.snapshot_wanted.swap(false, Ordering::AcqRel) {
+                sent = None;
+            }
+            if snapshot.len() == 0 {
+                match self.hub.feed.next(sent) {
+                    Next::Nothing => {}
+                    Next::Deltas(frames, version) => {
+                        count(&self.peer.counters.interest_bytes_sent, total(&frames));
+                        out.extend(frames);
+                        sent = Some(version);
+                    }
+                    Next::Snapshot => {
+                        let whole = self.host.snapshot().await?;
+                        count(&self.peer.counters.interest_bytes_sent, total(&whole.frames));
+                        sent = Some(whole.version);
+                        snapshot = whole.frames.into_iter();
+                    }
+                }
+            }
+            // A snapshot goes in between the messages, not before all of them.
+            out.extend(snapshot.by_ref().take(2));
+            self.peer.take(WRITE_BYTES, &mut out);
+            if out.is_empty() {
+                tokio::select! {
+                    () = self.peer.wake.notified() => {}
+                    () = sleep_until(next_heartbeat) => {}
+                }
+            } else {
+                self.write(&mut out).await?;
+            }
+            if self.peer.leaves() && self.peer.unsent() == 0 {
+                return self.goodbye(out).await;
+            }
+            gather.wait(&self.peer).await;
+        }
+    }
+
+    /// The node leaves: says last what was applied, so that the peer knows what was not.
+    async fn goodbye(&mut self, mut out: Vec<Bytes>) -> Result<(), LinkError> {
+        let seq = self.peer.applied.load(Ordering::Acquire);
+        let interest = self.peer.interest_held.load(Ordering::Acquire);
+        push_head(&Head::Received { seq, interest }, &mut out)?;
+        self.write(&mut out).await?;
+        if self.send.finish().is_ok() {
+            // Ends when the peer has it all.
+            let _ = self.send.stopped().await;
+        }
+        Err(LinkError::Stopping)
+    }
+
+    async fn write(&mut self, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
+        let bytes = total(out);
+        self.send.write_all_chunks(out).await.map_err(|error| match error {
+            WriteError::ConnectionLost(error) => connection_error(&error),
+            other => LinkError::Lost(other.to_string()),
+        })?;
+        out.clear();
+        count(&self.peer.counters.bytes_sent, bytes);
+        Ok(())
+    }
+}
+
+/// Lets a batch grow while many emit: a batch costs a wake-up, a lock and a system call, whatever is in it.
+///
+/// A turn is when every other task that could run has run once. Whether waiting for a turn makes batches larger is tried
+/// now and then, less and less often while it does not (one message, then its answer): such batches go at once.
+struct Gather {
+    /// Batches that go at once before it is tried again; none while waiting pays.
+    skip: u32,
+    /// What `skip` is the next time that waiting does not pay.
+    next_skip: u32,
+    /// The frames that had ever been queued when last looked at.
+    seen: u64,
+}
+
+impl Gather {
+    /// The most turns that a batch waits.
+    const TURNS: u32 = 16;
+    /// So many frames are enough for one batch.
+    const ENOUGH: u64 = 256;
+    /// The least and the most batches that go at once between two trials.
+    const SKIP: (u32, u32) = (8, 512);
+
+    fn new() -> Self {
+        Self { skip: Self::SKIP.0, next_skip: Self::SKIP.0, seen: 0 }
+    }
+
+    async fn wait(&mut self, peer: &PeerQueue) {
+        // What was queued, read without the lock of the queue: those who emit hold it often enough.
+        let queued = || peer.counters.frames_sent.load(Ordering::Relaxed);
+        let mut now = queued();
+        let before = std::mem::replace(&mut self.seen, now);
+        if now == before || now - before >= Self::ENOUGH {
+            return;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return;
+        }
+        self.skip = self.next_skip;
+        self.next_skip = (2 * self.next_skip).min(Self::SKIP.1);
+        for _ in 0..Self::TURNS {
+            yield_now().await;
+            now = queued();
+            if now == self.seen {
+                break;
+            }
+            (self.skip, self.next_skip, self.seen) = (0, Self::SKIP.0, now);
+            if now - before >= Self::ENOUGH {
+                break;
+            }
+        }
+    }
+}
+
+fn total(frames: &[Bytes]) -> u64 {
+    frames.iter().map(|frame| frame.len() as u64).sum()
+}
+
+fn push_head(head: &Head<'_>, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
+    let mut frame = BytesMut::new();
+    encode_head(head, 0, &mut frame)?;
+    out.push(frame.freeze());
+    Ok(())
+}
