@@ -83,9 +83,6 @@ pub enum DropReason {
     /// A volatile frame found no room in the connection, or no connection. Dropped.
     #[error("volatile and not writable")]
     NotWritable,
-    /// The frame was older than the resume window while the peer was away. Dropped and reported as a gap.
-    #[error("older than the resume window")]
-    Expired,
     /// The peer left or died, and nothing is kept for it any more. The frame has no number: it is a drop, not a gap.
     /// (What was queued for the peer before is reported as a gap.)
     #[error("peer gone")]

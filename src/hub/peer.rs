@@ -172,7 +172,7 @@ impl PeerQueue {
     pub(crate) fn count_drop(&self, reason: DropReason) {
         let counters = &self.counters;
         let counter = match reason {
-            DropReason::QueueFull | DropReason::Expired => &counters.dropped_full,
+            DropReason::QueueFull => &counters.dropped_full,
             DropReason::TooLarge => &counters.dropped_too_large,
             DropReason::NotWritable => &counters.dropped_volatile,
             DropReason::PeerGone => &counters.dropped_gone,

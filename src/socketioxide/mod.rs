@@ -1,4 +1,4 @@
-//! The front for [socketioxide](::socketioxide): its rooms and broadcasts, over all nodes of the cluster.
+//! The front for [socketioxide]: its rooms and broadcasts, over all nodes of the cluster.
 //!
 //! ```no_run
 //! use roomcast::socketioxide::{RoomcastAdapter, RoomcastAdapterConfig, RoomcastAdapterCtr, Socket};
