@@ -103,13 +103,21 @@ pub struct Routes {
     table: ArcSwap<Table>,
     /// Counts removals in place, before each: see [`Routes::lookup`].
     removals: AtomicU64,
+    /// Counts the commands that are done: as long as it stays, every lookup gives what it gave.
+    edits: AtomicU64,
     writer: Mutex<Writer>,
 }
 
 impl Routes {
     /// No peers.
     pub fn new(config: RoutesConfig) -> Self {
-        Self { config, table: ArcSwap::default(), removals: AtomicU64::new(0), writer: Mutex::default() }
+        Self {
+            config,
+            table: ArcSwap::default(),
+            removals: AtomicU64::new(0),
+            edits: AtomicU64::new(0),
+            writer: Mutex::default(),
+        }
     }
 
     /// A new peer, unknown. Whatever an earlier one in this slot had is forgotten.
@@ -261,6 +269,12 @@ impl Routes {
         table.collect_present(ns, out);
     }
 
+    /// Counts the commands that are done. A lookup may be remembered with the count from before it, and used until the
+    /// count changes: what it lacks belongs to a command that is not done.
+    pub fn edits(&self) -> u64 {
+        self.edits.load(Ordering::Acquire)
+    }
+
     /// The version held of a peer; `None` while it is unknown.
     pub fn version(&self, slot: PeerSlot) -> Option<u64> {
         self.writer().peer(slot).ok()?.version
@@ -348,6 +362,7 @@ impl Routes {
             writer.retired.push(self.table.swap(Arc::new(draft.table)));
         }
         writer.retired.retain(|table| Arc::strong_count(table) > 1);
+        self.edits.fetch_add(1, Ordering::Release);
         result
     }
 

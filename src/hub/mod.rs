@@ -63,9 +63,9 @@ pub struct Receipt {
 /// Counts of this node, since its start.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// Broadcasts handed in by fronts for other nodes (also those that no other node was interested in).
-    pub(crate) emits: AtomicU64,
-    /// Heads encoded: one for an emit that any other node is interested in, whatever their number.
+    /// Broadcasts handed in by fronts for other nodes that no other node was interested in.
+    pub(crate) unwanted: AtomicU64,
+    /// Heads encoded: one for each other broadcast, whatever the number of nodes.
     pub(crate) encoded: AtomicU64,
     /// Frames that were not queued, any reason.
     pub(crate) drops: AtomicU64,
@@ -82,6 +82,13 @@ pub(crate) struct Counters {
     pub(crate) dials_failed: AtomicU64,
     /// Gossip messages that were dropped because too many were under way.
     pub(crate) gossip_drops: AtomicU64,
+}
+
+impl Counters {
+    /// Broadcasts handed in by fronts for other nodes, also those that no other node was interested in.
+    pub(crate) fn emits(&self) -> u64 {
+        self.unwanted.load(Ordering::Relaxed) + self.encoded.load(Ordering::Relaxed)
+    }
 }
 
 pub(crate) struct Hub {
@@ -162,6 +169,8 @@ type Peers = Vec<Option<Arc<PeerQueue>>>;
 struct Scratch {
     /// Where heads are encoded, so that an emit allocates nothing.
     head: BytesMut,
+    /// The last lookup, in the routes of the same node as `peers`.
+    memo: Memo,
     /// The peers of the node that this thread sent for last: checked by one look at a pointer, with no counter that the
     /// threads would share. Keeps the queues of peers that have gone, which are empty, until the next emit.
     peers: Option<Cache<Arc<ArcSwap<Peers>>, Arc<Peers>>>,
@@ -169,17 +178,42 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> =
-        RefCell::new(Scratch { head: BytesMut::with_capacity(1024), peers: None });
+        RefCell::new(Scratch { head: BytesMut::with_capacity(1024), memo: Memo::default(), peers: None });
 }
 
 impl Scratch {
-    fn parts(&mut self, peers: &Arc<ArcSwap<Peers>>) -> (&mut BytesMut, &Peers) {
+    fn parts(&mut self, peers: &Arc<ArcSwap<Peers>>) -> (&mut BytesMut, &mut Memo, &Peers) {
         let same = |cache: &&mut Cache<Arc<ArcSwap<Peers>>, _>| std::ptr::eq(cache.arc_swap(), &**peers);
         if self.peers.as_mut().filter(same).is_none() {
-            self.peers = None;
+            (self.peers, self.memo) = (None, Memo::default());
         }
         let cache = self.peers.get_or_insert_with(|| Cache::new(Arc::clone(peers)));
-        (&mut self.head, cache.load())
+        (&mut self.head, &mut self.memo, cache.load())
+    }
+}
+
+/// The last lookup of this thread: who emits to a room often emits to it again.
+#[derive(Default)]
+struct Memo {
+    /// The count of edits of the route table before the lookup, and what was looked up.
+    of: Option<(u64, Namespace, RoomKey)>,
+    mask: PeerMask,
+}
+
+impl Memo {
+    fn lookup(&mut self, routes: &Routes, ns: &Namespace, rooms: &[RoomKey]) -> &PeerMask {
+        let edits = routes.edits();
+        let [room] = rooms else {
+            self.of = None;
+            routes.lookup(ns, rooms, &mut self.mask);
+            return &self.mask;
+        };
+        let known = self.of.as_ref().is_some_and(|of| of.0 == edits && of.2 == *room && of.1 == *ns);
+        if !known {
+            routes.lookup(ns, rooms, &mut self.mask);
+            self.of = Some((edits, ns.clone(), *room));
+        }
+        &self.mask
     }
 }
 
@@ -253,14 +287,13 @@ impl Hub {
         payload: &Bytes,
         volatile: bool,
     ) -> Receipt {
-        self.counters.emits.fetch_add(1, Ordering::Relaxed);
-        let mut mask = PeerMask::default();
-        self.routes.lookup(ns, rooms, &mut mask);
-        if mask.is_empty() {
-            return Receipt::default();
-        }
         SCRATCH.with_borrow_mut(|scratch| {
-            let (scratch, peers) = scratch.parts(&self.peers);
+            let (scratch, memo, peers) = scratch.parts(&self.peers);
+            let mask = memo.lookup(&self.routes, ns, rooms);
+            if mask.is_empty() {
+                self.counters.unwanted.fetch_add(1, Ordering::Relaxed);
+                return Receipt::default();
+            }
             scratch.clear();
             let encoded = encode_broadcast(head, payload.len(), scratch);
             self.counters.encoded.fetch_add(1, Ordering::Relaxed);

@@ -98,3 +98,35 @@ fn messages_that_come_together_reach_every_front_and_are_counted() {
     hub.deliver(&head("hall"), &Bytes::new());
     assert_eq!(hub.counters.no_namespace.load(Ordering::Relaxed), 2);
 }
+
+#[test]
+fn a_lookup_is_remembered_only_as_long_as_it_holds() {
+    use crate::core::interest::{InterestChange, InterestDelta};
+
+    let (hub, ns) = (hub("a"), Namespace::new("/chat").unwrap());
+    let peer = add(&hub, "b");
+    let payload = Bytes::from_static(b"hello");
+    let targeted = || [send(&hub, &payload).targeted, send(&hub, &payload).targeted];
+    assert_eq!(targeted(), [1, 1], "unknown");
+    hub.routes.snapshot_begin(peer.slot, 1).unwrap();
+    hub.routes.snapshot_end(peer.slot).unwrap();
+    assert_eq!(targeted(), [0, 0], "known to have nobody");
+    let change = |added: &[RoomKey], removed: &[RoomKey]| InterestChange {
+        ns: ns.clone(),
+        mode: Some(RoomMode::Exact),
+        added: added.to_vec(),
+        removed: removed.to_vec(),
+    };
+    let lobby = [ns.room("lobby")];
+    let joined = InterestDelta { version: 2, changes: vec![change(&lobby, &[])] };
+    hub.routes.apply_delta(peer.slot, &joined).unwrap();
+    assert_eq!(targeted(), [1, 1], "joined");
+    let hall = [ns.room("hall")];
+    assert_eq!(hub.send(&ns, &hall, &head("hall"), &payload, false).targeted, 0, "another room");
+    assert_eq!(targeted(), [1, 1]);
+    let left = InterestDelta { version: 3, changes: vec![change(&[], &lobby)] };
+    hub.routes.apply_delta(peer.slot, &left).unwrap();
+    assert_eq!(targeted(), [0, 0], "left");
+    hub.routes.set_unknown(peer.slot);
+    assert_eq!(targeted(), [1, 1], "unknown again");
+}

@@ -84,7 +84,7 @@ impl<E> RoomcastAdapter<E> {
         };
         if copies(&value) && !hub.wants(ns, &keys) {
             // What the hub would say, without the copy.
-            hub.counters.emits.fetch_add(1, Ordering::Relaxed);
+            hub.counters.unwanted.fetch_add(1, Ordering::Relaxed);
             return Ok(Receipt::default());
         }
         let (kind, payload, attachments) = encode(value);

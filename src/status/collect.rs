@@ -147,7 +147,7 @@ impl CounterReport {
     fn new(hub: &Hub, links: &[LinkReport]) -> Self {
         let counters = &hub.counters;
         Self {
-            emits: get(&counters.emits),
+            emits: counters.emits(),
             heads_encoded: get(&counters.encoded),
             drops: get(&counters.drops),
             delivered: get(&counters.delivered),
