@@ -1,5 +1,6 @@
 //! One server: the page, Socket.IO on a node, and the status endpoint.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use roomcast::socketioxide::{Adapter, RoomcastAdapter, RoomcastAdapterConfig, Ro
 use roomcast::status::{StatusConfig, StatusServer};
 use serde::{Deserialize, Serialize};
 use socketioxide::extract::{AckSender, TryData};
+use socketioxide::handler::ConnectHandler;
 use socketioxide::{ParserConfig, ParserError, SocketIo};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -90,7 +92,13 @@ impl Server {
             Parser::MsgPack => builder.with_parser(ParserConfig::msgpack()).build_layer(),
         };
         let id: Arc<str> = node.id().as_str().into();
-        io.ns("/", async move |socket: Socket| on_connect(&socket, &id)).await?;
+        // In a middleware, because it runs before the client hears that it is connected: a handler that is set after
+        // that could miss the client's first event.
+        let prepare = async move |socket: Socket| {
+            set_handlers(&socket, &id);
+            Ok::<(), Infallible>(())
+        };
+        io.ns("/", ConnectHandler::<Adapter, _>::with(async || (), prepare)).await?;
 
         // Whoever gives an address beyond loopback has said that it may be seen.
         let status = roomcast::status::serve(&node, StatusConfig::from(admin).expose())
@@ -135,7 +143,7 @@ impl Server {
     }
 }
 
-fn on_connect(socket: &Socket, node: &Arc<str>) {
+fn set_handlers(socket: &Socket, node: &Arc<str>) {
     // Events of one client run in tasks of their own: two joins at once must not both be the last that is allowed.
     let joining = Arc::new(Mutex::new(()));
     socket.on("join", async move |socket: Socket, room: TryData<String>, ack: AckSender<Adapter>| {
