@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,6 +22,9 @@ use crate::quic::reader::Reader;
 use crate::quic::short::{Path, read_datagrams, read_short_streams};
 use crate::quic::together::either;
 use crate::quic::writer::Writer;
+
+/// How long a peer that has finished its stream is given to close with the reason.
+const GOODBYE_TIME: Duration = Duration::from_secs(1);
 
 /// A part of a peer's interest.
 #[derive(Debug)]
@@ -103,7 +107,18 @@ pub(crate) async fn run(
     let ends = Ends { peer: Arc::clone(&peer), hub: Arc::clone(&hub), host: Arc::clone(&host), signals };
     let read = Reader::new(reader, inbox, ends.clone(), resume_tx);
     let write = Writer::new(send, ends);
-    tasks.spawn(either(read.run(), write.run(own_resume, resume_rx)));
+    let leaving = conn.clone();
+    let read = async move {
+        let end = read.run().await;
+        // A peer that leaves finishes its stream, waits until all of it is here, and closes with the reason.
+        if matches!(end, Err(LinkError::Lost(_)))
+            && let Ok(closed) = tokio::time::timeout(GOODBYE_TIME, leaving.closed()).await
+        {
+            return Err(connection_error(&closed));
+        }
+        end
+    };
+    tasks.spawn(either(read, write.run(own_resume, resume_rx)));
     tasks.spawn(read_datagrams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub)));
     tasks.spawn(read_short_streams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub), host));
 

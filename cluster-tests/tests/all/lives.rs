@@ -322,6 +322,10 @@ async fn draining_loses_nothing() {
     loop {
         match events.recv().await.unwrap() {
             Event::Gap { frames, .. } => panic!("{frames} frames counted as lost"),
+            Event::LinkDown { reason, .. } => assert_eq!(reason, "the peer left the cluster"),
+            Event::MemberState { state: roomcast::MemberState::Suspect, .. } => {
+                panic!("a goodbye was taken for a break")
+            }
             Event::MemberLeft { .. } => break,
             _ => {}
         }
