@@ -93,6 +93,12 @@ pub struct LinkConfig {
     /// The most handshakes from other nodes under way at the same time. Default is 256. Others are refused.
     /// Cost: one handshake each.
     pub max_handshakes: usize,
+    /// The most questions to other nodes that wait for answers at the same time. Default is 65,536; one more is an
+    /// error. Cost: about 300 bytes each, and the answers that wait to be taken.
+    pub max_requests: usize,
+    /// The most questions of one node (or emitter) that are being answered at the same time. Default is 65,536; one
+    /// more is answered with "busy". Cost: about 300 bytes each.
+    pub max_serving_per_peer: usize,
     /// How long `drain` waits for peers to acknowledge what was queued. Default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -116,6 +122,8 @@ impl Default for LinkConfig {
             dial_yield: Duration::from_millis(500),
             max_dials: 64,
             max_handshakes: 256,
+            max_requests: 65_536,
+            max_serving_per_peer: 65_536,
             drain_timeout: Duration::from_secs(5),
         }
     }

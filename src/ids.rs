@@ -180,6 +180,11 @@ pub enum IdError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerSlot(pub u16);
 
+impl PeerSlot {
+    /// Stands for this node itself where nodes are told apart by slot. No peer has it.
+    pub const SELF: Self = Self(u16::MAX);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

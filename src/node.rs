@@ -23,6 +23,7 @@ use crate::event::Events;
 use crate::gossip::discovery::{self, DiscoveryShared, DiscoveryState, Seed};
 use crate::gossip::{Gossip, transport};
 use crate::hub::Hub;
+use crate::hub::requests::MissingReason;
 use crate::ids::{Incarnation, NodeId};
 use crate::plain::NamespaceHandle;
 use crate::quic::endpoint::{self, BoundSocket};
@@ -251,6 +252,7 @@ impl Inner {
         self.hub.stop();
         for peer in self.hub.peers() {
             peer.close();
+            self.hub.requests.gone(peer.slot, MissingReason::Left);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! element. `docs/protocol.md` describes every field.
 
 mod list;
+mod request;
 mod short;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::ids::{Namespace, RoomKey};
+pub use request::{EndStatus, Op, RequestHead};
 
 /// The protocol version that this build speaks, and the oldest that it understands.
 pub const PROTOCOL: u16 = 1;
@@ -55,12 +57,46 @@ pub enum Head<'a> {
     InterestWanted,
     /// A message for the members of some rooms. Counted.
     Broadcast(BroadcastHead<'a>),
+    /// A question or an order. Counted.
+    Request(RequestHead<'a>),
+    /// An answer to a question; the payload says what. Counted.
+    Answer {
+        /// The number of the question.
+        id: u64,
+    },
+    /// The sender has answered a question. Counted.
+    End {
+        /// The number of the question.
+        id: u64,
+        /// How it ended.
+        status: EndStatus,
+    },
+    /// The asker takes more answers. Counted.
+    Credit {
+        /// The number of the question.
+        id: u64,
+        /// How many more.
+        answers: u32,
+    },
+    /// The asker wants no more answers. Counted.
+    Cancel {
+        /// The number of the question.
+        id: u64,
+    },
 }
 
 impl Head<'_> {
     /// Whether the frame has a sequence number, is acknowledged and replayed.
     pub fn is_counted(&self) -> bool {
-        matches!(self, Head::Broadcast(_))
+        matches!(
+            self,
+            Head::Broadcast(_)
+                | Head::Request(_)
+                | Head::Answer { .. }
+                | Head::End { .. }
+                | Head::Credit { .. }
+                | Head::Cancel { .. }
+        )
     }
 }
 
@@ -387,18 +423,13 @@ pub fn decode_stream(mut bytes: &[u8], limits: &FrameLimits) -> Result<usize, Fr
 fn check(head: &Head<'_>, payload_len: usize, limits: &FrameLimits) -> Result<(), FrameError> {
     let limit = check_limit;
     match head {
-        Head::Broadcast(b) => {
-            limit("namespace", b.ns.len(), Namespace::MAX_LEN)?;
-            limit("rooms", b.rooms.len(), MAX_ROOMS)?;
-            limit("excepted rooms", b.except.len(), MAX_ROOMS)?;
-            for room in b.rooms.iter().chain(&b.except) {
-                limit("room name", room.len(), limits.max_room_bytes)?;
+        Head::Broadcast(broadcast) => check_broadcast(broadcast, payload_len, limits),
+        Head::Request(request) => {
+            limit("names", request.names.len(), MAX_ROOMS)?;
+            for name in &request.names {
+                limit("room name", name.len(), limits.max_room_bytes)?;
             }
-            let attached: u64 = b.attachments.iter().map(|len| u64::from(*len)).sum();
-            if attached > payload_len as u64 {
-                return Err(FrameError::Payload("attachments are longer than the payload"));
-            }
-            Ok(())
+            check_broadcast(&request.to, payload_len, limits)
         }
         Head::Interest(i) => limit("namespace", i.ns.len(), Namespace::MAX_LEN),
         Head::Start { first } => {
@@ -417,6 +448,25 @@ fn check(head: &Head<'_>, payload_len: usize, limits: &FrameLimits) -> Result<()
 }
 
 #[inline]
+fn check_broadcast(
+    broadcast: &BroadcastHead<'_>,
+    payload_len: usize,
+    limits: &FrameLimits,
+) -> Result<(), FrameError> {
+    let limit = check_limit;
+    limit("namespace", broadcast.ns.len(), Namespace::MAX_LEN)?;
+    limit("rooms", broadcast.rooms.len(), MAX_ROOMS)?;
+    limit("excepted rooms", broadcast.except.len(), MAX_ROOMS)?;
+    for room in broadcast.rooms.iter().chain(&broadcast.except) {
+        limit("room name", room.len(), limits.max_room_bytes)?;
+    }
+    let attached: u64 = broadcast.attachments.iter().map(|len| u64::from(*len)).sum();
+    if attached > payload_len as u64 {
+        return Err(FrameError::Payload("attachments are longer than the payload"));
+    }
+    Ok(())
+}
+
 fn check_limit(field: &'static str, got: usize, limit: usize) -> Result<(), FrameError> {
     if got > limit { Err(FrameError::Limit { field, got, limit }) } else { Ok(()) }
 }

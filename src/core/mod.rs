@@ -6,4 +6,5 @@ pub mod interest;
 pub mod link;
 pub mod members;
 pub mod outbox;
+pub mod requests;
 pub mod routes;

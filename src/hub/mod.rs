@@ -5,6 +5,7 @@
 
 pub(crate) mod feed;
 pub(crate) mod peer;
+pub(crate) mod requests;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -20,7 +21,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::core::frame::{BroadcastHead, FrameLimits, LENGTH_BYTES, encode_broadcast};
+use crate::core::frame::{BroadcastHead, FrameLimits, LENGTH_BYTES, RequestHead, encode_broadcast};
 use crate::core::interest::RoomMode;
 use crate::core::routes::{PeerMask, Routes, RoutesConfig};
 use crate::error::{DropReason, IdError, LinkError};
@@ -28,6 +29,7 @@ use crate::event::Event;
 use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
 use feed::InterestFeed;
 use peer::PeerQueue;
+use requests::{MissingReason, Reply, RequestTable};
 
 /// The pseudo namespace whose rooms are the ids of Socket.IO servers: a message for one server is routed like a
 /// message for one room. Socket.IO paths begin with `/`, so it cannot clash.
@@ -43,6 +45,12 @@ pub(crate) trait Inbound: Send + Sync + 'static {
     fn deliver_next(&self, head: &BroadcastHead<'_>, payload: Bytes, kept: &mut Kept) {
         let _ = kept;
         self.deliver(head, &payload);
+    }
+
+    /// Does what another node asks or orders, with the members here. Runs on the task that reads the link: must not
+    /// wait. What takes longer keeps a clone of `reply`; when the last one is dropped, this node has answered.
+    fn request(&self, head: &RequestHead<'_>, payload: &Bytes, reply: &Reply) {
+        let _ = (head, payload, reply);
     }
 }
 
@@ -73,6 +81,10 @@ pub(crate) struct Counters {
     pub(crate) delivered: AtomicU64,
     /// Messages from other nodes for a namespace that is not here.
     pub(crate) no_namespace: AtomicU64,
+    /// Questions of other nodes that were answered with "busy".
+    pub(crate) requests_refused: AtomicU64,
+    /// Answers that nobody waited for any more.
+    pub(crate) late_answers: AtomicU64,
     /// Links refused or ended for a protocol violation.
     pub(crate) violations: AtomicU64,
     /// Incoming connections that were refused: too many under way, or for a reason.
@@ -112,6 +124,8 @@ pub(crate) struct Hub {
     /// This node's interest, encoded for links.
     pub(crate) feed: InterestFeed,
     pub(crate) counters: Counters,
+    /// Questions to other nodes.
+    pub(crate) requests: RequestTable,
     pub(crate) events: broadcast::Sender<Event>,
     /// The reasons that were logged, by address.
     refusals: Mutex<HashMap<IpAddr, LinkError>>,
@@ -239,6 +253,7 @@ impl Hub {
             pending_wake: Notify::new(),
             feed: InterestFeed::new(config.link.interest_log_bytes),
             counters: Counters::default(),
+            requests: RequestTable::new(config.link.max_requests),
             events: broadcast::channel(config.event_buffer.0).0,
             refusals: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -363,6 +378,13 @@ impl Hub {
         last.deliver_next(head, payload, &mut recent.kept);
     }
 
+    /// The fronts of a namespace here.
+    fn fronts_of(&self, path: &str) -> SmallVec<[Arc<dyn Inbound>; 1]> {
+        let fronts = self.fronts.load();
+        let fronts = fronts.get(path).into_iter().flatten();
+        fronts.filter_map(|front| front.inbound.upgrade()).collect()
+    }
+
     /// Whether a namespace may be attached: it is, or there is room for one more.
     pub(crate) fn has_room_for(&self, ns: &Namespace) -> bool {
         let fronts = self.fronts.load();
@@ -459,7 +481,10 @@ impl Hub {
             *place = None;
         }
         self.peers.store(Arc::new(peers));
-        peer.close()
+        let owed = peer.close();
+        // After the close: a question that was queued until then is among those that are settled here.
+        self.requests.gone(peer.slot, MissingReason::Left);
+        owed
     }
 
     /// The peers, in the order of their slots.

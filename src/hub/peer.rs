@@ -16,6 +16,7 @@ use crate::core::link::LinkState;
 use crate::core::outbox::{Outbox, Resumed};
 use crate::error::DropReason;
 use crate::hub::lock;
+use crate::hub::requests::Serving;
 use crate::ids::{Incarnation, NodeId, PeerSlot, Seq};
 use crate::quic::handshake::CloseCode;
 
@@ -62,6 +63,8 @@ pub(crate) struct PeerQueue {
     pub(crate) interest_held: AtomicU64,
     /// The version of this node's interest that the peer has applied.
     pub(crate) interest_acked: AtomicU64,
+    /// What the peer asked and is being answered.
+    pub(crate) serving: Serving,
     pub(crate) counters: PeerCounters,
 }
 
@@ -127,6 +130,7 @@ impl PeerQueue {
             applied: AtomicU64::new(0),
             interest_held: AtomicU64::new(0),
             interest_acked: AtomicU64::new(0),
+            serving: Serving::default(),
             counters: PeerCounters::default(),
         }
     }
@@ -254,6 +258,7 @@ impl PeerQueue {
         };
         count(&self.counters.gap_sent, lost);
         self.space.notify_waiters();
+        self.serving.cancel_all();
         lost
     }
 

@@ -20,6 +20,7 @@ use crate::error::LinkError;
 use crate::event::Event;
 use crate::hub::feed::KEYS_PER_FRAME;
 use crate::hub::peer::{LentInbox, PeerQueue, count, count_alone};
+use crate::hub::requests::MissingReason;
 use crate::hub::{Hub, Recent};
 use crate::ids::{Namespace, Seq};
 use crate::quic::connection::{Applied, Ends, InterestUpdate, LinkHost, Signals};
@@ -161,6 +162,32 @@ impl Reader {
                     self.hub.deliver(&broadcast, &payload(used));
                 }
             }
+            Head::Request(request) => {
+                if self.accept(frame.len()) {
+                    self.hub.request(&self.peer, &request, &payload(used));
+                }
+            }
+            Head::Answer { id } => {
+                if self.accept(frame.len()) && !self.hub.requests.answered(self.peer.slot, id, payload(used))
+                {
+                    count(&self.hub.counters.late_answers, 1);
+                }
+            }
+            Head::End { id, status } => {
+                if self.accept(frame.len()) {
+                    self.hub.requests.ended(self.peer.slot, id, status);
+                }
+            }
+            Head::Credit { id, answers } => {
+                if self.accept(frame.len()) {
+                    self.peer.serving.grant(id, answers);
+                }
+            }
+            Head::Cancel { id } => {
+                if self.accept(frame.len()) {
+                    self.peer.serving.cancel(id);
+                }
+            }
             Head::Received { seq, interest } => {
                 self.peer.ack(Seq(seq));
                 self.peer.interest_acked.fetch_max(interest, Ordering::AcqRel);
@@ -209,6 +236,8 @@ impl Reader {
             let peer = self.peer.id.clone();
             tracing::warn!(node = %self.hub.id, %peer, frames = started.gap, "frames from a peer were lost");
             self.hub.event(Event::Gap { peer, frames: started.gap, outgoing: false });
+            // An answer may have been among them.
+            self.hub.requests.gone(self.peer.slot, MissingReason::Lost);
         }
         Ok(())
     }

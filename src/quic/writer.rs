@@ -15,6 +15,7 @@ use crate::event::Event;
 use crate::hub::Hub;
 use crate::hub::feed::Next;
 use crate::hub::peer::{PeerQueue, count};
+use crate::hub::requests::MissingReason;
 use crate::quic::connection::{Ends, LinkHost, Signals};
 use crate::quic::handshake::connection_error;
 
@@ -49,6 +50,8 @@ impl Writer {
             let (peer, frames) = (self.peer.id.clone(), resumed.lost);
             tracing::warn!(node = %self.hub.id, %peer, frames, "frames for a peer were lost");
             self.hub.event(Event::Gap { peer, frames, outgoing: true });
+            // A question may have been among them.
+            self.hub.requests.gone(self.peer.slot, MissingReason::Lost);
         }
         push_head(&Head::Start { first: resumed.first.0 }, &mut out)?;
 

@@ -1,0 +1,232 @@
+use std::sync::atomic::AtomicUsize;
+
+use smallvec::smallvec;
+
+use super::*;
+use crate::config::Config;
+use crate::core::frame::{Op, PayloadKind, decode_head, frame_len};
+use crate::core::interest::RoomMode;
+use crate::hub::{Attachment, Inbound};
+use crate::ids::{Incarnation, Seq};
+
+/// Two nodes without a network: `a` asks, `b` answers.
+struct Pair {
+    a: Arc<Hub>,
+    b: Arc<Hub>,
+    to_b: Arc<PeerQueue>,
+    to_a: Arc<PeerQueue>,
+}
+
+impl Pair {
+    fn new(config: Config) -> Self {
+        let hub = |id| Hub::new(NodeId::new(id).unwrap(), Incarnation(1), config.clone());
+        let (a, b) = (hub("a"), hub("b"));
+        let add = |hub: &Arc<Hub>, id| {
+            let (id, addr) = (NodeId::new(id).unwrap(), "127.0.0.1:1".parse().unwrap());
+            hub.add_peer(|slot| Arc::new(PeerQueue::new(id, Incarnation(1), slot, addr, 1, 1 << 20)))
+        };
+        let (to_b, to_a) = (add(&a, "b"), add(&b, "a"));
+        Self { a, b, to_b, to_a }
+    }
+
+    /// Carries every frame, as links would. Returns how many went.
+    fn carry(&self) -> usize {
+        let ways = [(&self.to_b, &self.b, &self.to_a), (&self.to_a, &self.a, &self.to_b)];
+        ways.into_iter().map(|(out, to, from)| pass(out, to, from)).sum()
+    }
+
+    fn ask(&self, credit: u32, timeout: Option<Duration>, here: bool) -> Asked {
+        let head = RequestHead {
+            id: 0,
+            op: Op::Rooms,
+            timeout_ms: 0,
+            credit,
+            names: smallvec![],
+            to: everyone("/chat", PayloadKind::Plain),
+        };
+        self.a.ask(Ask { targets: Targets::All, head, timeout, here }, &Bytes::new()).unwrap()
+    }
+}
+
+fn pass(out: &PeerQueue, to: &Arc<Hub>, from: &Arc<PeerQueue>) -> usize {
+    let mut parts = Vec::new();
+    out.take(usize::MAX, &mut parts);
+    out.ack(Seq(u64::MAX));
+    let stream = Bytes::from(parts.concat());
+    let (mut at, mut frames) = (0, 0);
+    while let Some(length) = frame_len(&stream[at..], &to.limits).unwrap() {
+        let frame = stream.slice(at + LENGTH_BYTES..at + LENGTH_BYTES + length);
+        at += LENGTH_BYTES + length;
+        frames += 1;
+        let (head, used) = decode_head(&frame, &to.limits).unwrap();
+        match head {
+            Head::Request(request) => to.request(from, &request, &frame.slice(used..)),
+            Head::Answer { id } => drop(to.requests.answered(from.slot, id, frame.slice(used..))),
+            Head::End { id, status } => to.requests.ended(from.slot, id, status),
+            Head::Credit { id, answers } => from.serving.grant(id, answers),
+            Head::Cancel { id } => from.serving.cancel(id),
+            other => panic!("{other:?}"),
+        }
+    }
+    frames
+}
+
+/// Answers each question so often, as fast as it may.
+struct Answers(usize, Arc<AtomicUsize>);
+
+impl Inbound for Answers {
+    fn deliver(&self, _: &BroadcastHead<'_>, _: &Bytes) {}
+
+    fn request(&self, _: &RequestHead<'_>, _: &Bytes, reply: &Reply) {
+        let (reply, answers, sent) = (reply.clone(), self.0, Arc::clone(&self.1));
+        tokio::spawn(async move {
+            for number in 0..answers {
+                if reply.answer(Bytes::from(number.to_string())).await.is_err() {
+                    return;
+                }
+                sent.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+}
+
+fn attach(hub: &Arc<Hub>, answers: usize) -> (Attachment, Arc<Answers>) {
+    let front = Arc::new(Answers(answers, Arc::default()));
+    let inbound: Weak<dyn Inbound> = Arc::downgrade(&(Arc::clone(&front) as Arc<dyn Inbound>));
+    let ns = Namespace::new("/chat").unwrap();
+    (hub.attach(&ns, RoomMode::Exact, inbound), front)
+}
+
+async fn settle(pair: &Pair) {
+    // Two turns without a frame: nothing moves any more.
+    let mut quiet = 0;
+    while quiet < 2 {
+        tokio::task::yield_now().await;
+        quiet = if pair.carry() == 0 { quiet + 1 } else { 0 };
+    }
+}
+
+fn nothing_is_left(pair: &Pair) {
+    assert_eq!(pair.a.requests.pending(), 0);
+    assert_eq!(pair.a.requests.here.len(), 0);
+    assert_eq!(pair.to_a.serving.len(), 0);
+}
+
+#[tokio::test]
+async fn every_answer_comes_in_order_and_then_the_end() {
+    let pair = Pair::new(Config::default());
+    let _fronts = (attach(&pair.a, 3), attach(&pair.b, 1000));
+    let mut asked = pair.ask(8, None, true);
+    let mut of = HashMap::<String, Vec<String>>::new();
+    loop {
+        settle(&pair).await;
+        let Some(answer) = asked.next().await else { break };
+        let text = String::from_utf8(answer.body.to_vec()).unwrap();
+        of.entry(answer.node.to_string()).or_default().push(text);
+        // No more answers wait than were granted.
+        assert!(lock(&asked.waiter.state).answers.len() <= 16);
+    }
+    let numbers = |to: usize| (0..to).map(|number| number.to_string()).collect::<Vec<_>>();
+    assert_eq!((&of["a"], &of["b"]), (&numbers(3), &numbers(1000)));
+    assert_eq!(asked.missing(), []);
+    nothing_is_left(&pair);
+}
+
+#[tokio::test]
+async fn a_node_without_the_namespace_answers_at_once() {
+    let pair = Pair::new(Config::default());
+    let mut asked = pair.ask(8, None, true);
+    settle(&pair).await;
+    assert!(asked.next().await.is_none());
+    assert_eq!(asked.missing(), []);
+    nothing_is_left(&pair);
+}
+
+#[tokio::test]
+async fn a_node_that_goes_settles_its_share() {
+    let pair = Pair::new(Config::default());
+    let mut asked = pair.ask(8, Some(Duration::from_secs(3600)), false);
+    pair.a.remove_peer(&pair.to_b);
+    assert!(asked.next().await.is_none());
+    let node = NodeId::new("b").unwrap();
+    assert_eq!(asked.missing(), [Missing { node, reason: MissingReason::Left }]);
+    assert!(pair.ask(8, None, false).next().await.is_none(), "nobody to ask");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_is_over_for_those_who_say_nothing() {
+    let pair = Pair::new(Config::default());
+    let _front = attach(&pair.b, 1_000_000);
+    let mut asked = pair.ask(2, Some(Duration::from_secs(2)), false);
+    settle(&pair).await;
+    let mut answers = 0;
+    while asked.next().await.is_some() {
+        answers += 1;
+    }
+    // No frame was carried meanwhile, so there are only those that were granted at first.
+    assert_eq!(answers, 2);
+    assert_eq!(asked.missing()[0].reason, MissingReason::TimedOut);
+    settle(&pair).await;
+    nothing_is_left(&pair);
+}
+
+#[tokio::test]
+async fn of_100_000_questions_that_are_given_up_nothing_is_left() {
+    let pair = Pair::new(Config::default());
+    let front = attach(&pair.b, 1_000_000);
+    for round in 0..1_000 {
+        let mut asked: Vec<_> =
+            (0..100).map(|_| pair.ask(4, Some(Duration::from_secs(60)), round % 2 == 0)).collect();
+        if round % 3 != 0 {
+            settle(&pair).await;
+            let _ = asked[0].next().await;
+        }
+        assert!(pair.a.requests.pending() >= 100);
+        drop(asked);
+        settle(&pair).await;
+    }
+    nothing_is_left(&pair);
+    assert!(front.1.1.load(Ordering::Relaxed) > 0);
+}
+
+#[tokio::test]
+async fn limits_are_answered_not_exceeded() {
+    let mut config = Config::default();
+    (config.link.max_requests, config.link.max_serving_per_peer) = (3, 2);
+    let pair = Pair::new(config);
+    let _front = attach(&pair.b, 1_000_000);
+    let mut asked: Vec<_> = (0..3).map(|_| pair.ask(1, None, false)).collect();
+    let head = RequestHead {
+        id: 0,
+        op: Op::Rooms,
+        timeout_ms: 0,
+        credit: 1,
+        names: smallvec![],
+        to: everyone("/chat", PayloadKind::Plain),
+    };
+    let ask = Ask { targets: Targets::All, head, timeout: None, here: false };
+    assert_eq!(pair.a.ask(ask, &Bytes::new()).err(), Some(TooManyRequests { limit: 3 }));
+    settle(&pair).await;
+    assert!(asked[2].next().await.is_none());
+    assert_eq!(asked[2].missing()[0].reason, MissingReason::Busy);
+    assert_eq!(pair.b.counters.requests_refused.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_member_is_missing() {
+    let pair = Pair::new(Config::default());
+    let head = RequestHead {
+        id: 0,
+        op: Op::Rooms,
+        timeout_ms: 0,
+        credit: 1,
+        names: smallvec![],
+        to: everyone("/chat", PayloadKind::Plain),
+    };
+    let nodes = [NodeId::new("a").unwrap(), NodeId::new("b").unwrap(), NodeId::new("c").unwrap()];
+    let ask = Ask { targets: Targets::Nodes(&nodes), head, timeout: None, here: false };
+    let mut asked = pair.a.ask(ask, &Bytes::new()).unwrap();
+    settle(&pair).await;
+    assert!(asked.next().await.is_none());
+    assert_eq!(asked.missing(), [Missing { node: nodes[2].clone(), reason: MissingReason::Left }]);
+}
