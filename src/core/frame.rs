@@ -4,16 +4,18 @@
 //! counts head and payload. Heads are small and bounded by [`MAX_HEAD_BYTES`]; the payload is never encoded element by
 //! element. `docs/protocol.md` describes every field.
 
+mod answer;
 mod list;
 mod request;
 mod short;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::ids::{Namespace, RoomKey};
+pub use answer::{ANSWER_BYTES, RoomRecord, SocketRecord, parts};
 pub use request::{EndStatus, Op, RequestHead};
 
 /// The protocol version that this build speaks, and the oldest that it understands.
@@ -399,6 +401,30 @@ pub fn encode_keys(keys: &[RoomKey], out: &mut BytesMut) {
     for key in keys {
         out.put_u64_le(key.0);
     }
+}
+
+/// The largest value in the payload of an answer, in bytes.
+const MAX_BODY_BYTES: usize = 16 << 20;
+
+/// Encodes a value for the payload of an answer.
+///
+/// # Errors
+/// [`FrameError::Payload`] when it is over 16 MiB or cannot be encoded.
+pub fn encode_body<T: Serialize>(value: &T) -> Result<Bytes, FrameError> {
+    let config = bincode::config::standard().with_limit::<MAX_BODY_BYTES>();
+    let body = bincode::serde::encode_to_vec(value, config).map_err(|_| FrameError::Payload("a value"))?;
+    if body.len() > MAX_BODY_BYTES { Err(FrameError::Payload("a value")) } else { Ok(body.into()) }
+}
+
+/// Decodes the payload of an answer, which must be one value and nothing else.
+///
+/// # Errors
+/// [`FrameError::Payload`]: the bytes come from the network.
+pub fn decode_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, FrameError> {
+    let config = bincode::config::standard().with_limit::<MAX_BODY_BYTES>();
+    let decoded = bincode::serde::borrow_decode_from_slice::<T, _>(body, config);
+    let (value, used) = decoded.map_err(|_| FrameError::Payload("not a value"))?;
+    if used == body.len() { Ok(value) } else { Err(FrameError::Payload("more than a value")) }
 }
 
 /// For the fuzz target and the property tests: reads any bytes as a stream of frames, as a link does.

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::core::frame::{BroadcastHead, FrameLimits, LENGTH_BYTES, RequestHead, encode_broadcast};
+use crate::core::frame::{BroadcastHead, FrameLimits, LENGTH_BYTES, encode_broadcast};
 use crate::core::interest::RoomMode;
 use crate::core::routes::{PeerMask, Routes, RoutesConfig};
 use crate::error::{DropReason, IdError, LinkError};
@@ -29,7 +29,7 @@ use crate::event::Event;
 use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
 use feed::InterestFeed;
 use peer::PeerQueue;
-use requests::{MissingReason, Reply, RequestTable};
+use requests::{MissingReason, Reply, Request, RequestTable};
 
 /// The pseudo namespace whose rooms are the ids of Socket.IO servers: a message for one server is routed like a
 /// message for one room. Socket.IO paths begin with `/`, so it cannot clash.
@@ -49,8 +49,8 @@ pub(crate) trait Inbound: Send + Sync + 'static {
 
     /// Does what another node asks or orders, with the members here. Runs on the task that reads the link: must not
     /// wait. What takes longer keeps a clone of `reply`; when the last one is dropped, this node has answered.
-    fn request(&self, head: &RequestHead<'_>, payload: &Bytes, reply: &Reply) {
-        let _ = (head, payload, reply);
+    fn request(&self, request: &Request<'_, '_>, reply: &Reply) {
+        let _ = (request, reply);
     }
 }
 

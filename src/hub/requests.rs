@@ -15,12 +15,15 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
+use serde::Serialize;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Sleep;
 
-use crate::core::frame::{BroadcastHead, EndStatus, Head, LENGTH_BYTES, RequestHead, encode_head};
+use crate::core::frame::{
+    BroadcastHead, EndStatus, Head, LENGTH_BYTES, RequestHead, encode_body, encode_head,
+};
 use crate::core::requests::{Requests, Settled, TooManyRequests};
 use crate::core::routes::PeerMask;
 use crate::error::DropReason;
@@ -82,6 +85,14 @@ pub(crate) enum Targets<'a> {
     All,
     /// These, by name; not this one.
     Nodes(&'a [NodeId]),
+}
+
+/// A question or an order, as fronts see it.
+pub(crate) struct Request<'a, 'h> {
+    /// The node that asks.
+    pub(crate) from: &'a NodeId,
+    pub(crate) head: &'a RequestHead<'h>,
+    pub(crate) payload: &'a Bytes,
 }
 
 /// A question to other nodes.
@@ -413,6 +424,29 @@ impl Reply {
         Ok(())
     }
 
+    /// Sends the parts of a list: what fits at once, the rest as the asker takes it.
+    pub(crate) fn answer_list<T: Serialize>(&self, parts: impl IntoIterator<Item = Vec<T>>) {
+        if !self.is_wanted() {
+            return;
+        }
+        let bodies = parts.into_iter().map(|part| encode_body(&part)).collect::<Result<Vec<_>, _>>();
+        let Ok(bodies) = bodies else { return self.end_as(EndStatus::Failed) };
+        match (bodies.len(), Handle::try_current()) {
+            (0, _) => {}
+            (1, _) | (_, Err(_)) => bodies.into_iter().for_each(|body| self.answer_now(body)),
+            (_, Ok(runtime)) => {
+                let reply = self.clone();
+                runtime.spawn(async move {
+                    for body in bodies {
+                        if reply.answer(body).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        }
+    }
+
     /// Ends when nobody waits any more.
     pub(crate) async fn unwanted(&self) {
         let Some(inner) = &self.inner else { return };
@@ -530,7 +564,7 @@ impl Hub {
         if here {
             let reply = self.requests.here.begin(self, ReplyTo::Here(waiter), id, head.credit, usize::MAX);
             if let Some(reply) = reply {
-                self.serve(&head, payload, &reply);
+                self.serve(&Request { from: &self.id, head: &head, payload }, &reply);
             }
         }
         Ok(asked)
@@ -546,7 +580,7 @@ impl Hub {
     ) -> Receipt {
         debug_assert_eq!(head.id, 0, "nobody waits for the answer to an order");
         if here {
-            self.serve(head, payload, &Reply::nobody());
+            self.serve(&Request { from: &self.id, head, payload }, &Reply::nobody());
         }
         let (peers, _) = self.select(targets);
         if peers.is_empty() {
@@ -562,13 +596,14 @@ impl Hub {
 
     /// A request of a peer. Runs on the task that reads the link: must not wait.
     pub(crate) fn request(self: &Arc<Self>, from: &Arc<PeerQueue>, head: &RequestHead<'_>, payload: &Bytes) {
+        let request = Request { from: &from.id, head, payload };
         if head.id == 0 {
-            return self.serve(head, payload, &Reply::nobody());
+            return self.serve(&request, &Reply::nobody());
         }
         let limit = self.config.link.max_serving_per_peer;
         let reply = from.serving.begin(self, ReplyTo::Peer(Arc::clone(from)), head.id, head.credit, limit);
         match reply {
-            Some(reply) => self.serve(head, payload, &reply),
+            Some(reply) => self.serve(&request, &reply),
             None => {
                 count(&self.counters.requests_refused, 1);
                 end(self, from, head.id, EndStatus::Busy);
@@ -577,12 +612,12 @@ impl Hub {
     }
 
     /// Has the fronts of the namespace here do what is asked.
-    fn serve(self: &Arc<Self>, head: &RequestHead<'_>, payload: &Bytes, reply: &Reply) {
-        let fronts = self.fronts_of(head.to.ns);
+    fn serve(self: &Arc<Self>, request: &Request<'_, '_>, reply: &Reply) {
+        let fronts = self.fronts_of(request.head.to.ns);
         if fronts.is_empty() {
             reply.end_as(EndStatus::NoNamespace);
         }
-        fronts.iter().for_each(|front| front.request(head, payload, reply));
+        fronts.iter().for_each(|front| front.request(request, reply));
     }
 
     /// The peers that are meant, and those names that are no peers.

@@ -6,6 +6,11 @@ use smallvec::SmallVec;
 use super::{BroadcastHead, list};
 
 /// What is asked or ordered. Variants keep their order: the index is on the wire.
+///
+/// The kind of the payload in [`RequestHead::to`] says who is meant: with
+/// [`Plain`](super::PayloadKind::Plain) everyone in the namespace, members of the plain API and sockets of Socket.IO
+/// servers (but [`Deliver`](Self::Deliver) reaches members of the plain API only); else sockets of Socket.IO servers only.
+/// Each answer of a list has a part of it ([`parts`](super::parts)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Op {
     /// Deliver the payload to the selected sockets and answer with what each acknowledges.
@@ -16,13 +21,13 @@ pub enum Op {
     Leave,
     /// Disconnect the selected sockets.
     Disconnect,
-    /// The rooms of the selected sockets.
+    /// The rooms of the selected sockets: lists of names.
     Rooms,
-    /// The selected sockets.
+    /// The selected sockets: lists of [`SocketRecord`](super::SocketRecord).
     Sockets,
-    /// How many sockets are selected.
+    /// How many sockets are selected: a `u64` from each front.
     Count,
-    /// Every room of the namespace with its number of members.
+    /// Every room of the namespace: lists of [`RoomRecord`](super::RoomRecord).
     RoomSizes,
     /// An event for the servers themselves, not for clients; its name is in `names`.
     ServerEvent,

@@ -77,7 +77,7 @@ struct Answers(usize, Arc<AtomicUsize>);
 impl Inbound for Answers {
     fn deliver(&self, _: &BroadcastHead<'_>, _: &Bytes) {}
 
-    fn request(&self, _: &RequestHead<'_>, _: &Bytes, reply: &Reply) {
+    fn request(&self, _: &Request<'_, '_>, reply: &Reply) {
         let (reply, answers, sent) = (reply.clone(), self.0, Arc::clone(&self.1));
         tokio::spawn(async move {
             for number in 0..answers {
