@@ -7,6 +7,8 @@
 
 mod browser;
 mod clients;
+mod cluster_rooms;
+mod events;
 mod formation;
 mod fronts;
 mod hostile;
@@ -15,4 +17,5 @@ mod lives;
 mod pure;
 mod rooms;
 mod seeds;
+mod settled;
 mod trust;
