@@ -52,6 +52,7 @@ pub use core::members::{Member as ClusterMember, MemberState};
 pub use error::{DropReason, IdError, StartError};
 pub use event::{Event, Events};
 pub use hub::Receipt;
+pub use hub::requests::{Missing, MissingReason};
 pub use ids::{Incarnation, NodeId};
 pub use node::{Node, NodeBuilder};
 pub use plain::{Emit, EmitError, Member, MemberId, NamespaceHandle as Namespace, Rooms, Sink};
