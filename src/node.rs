@@ -309,6 +309,13 @@ impl Node {
         });
     }
 
+    /// The questions of this node that wait for answers, and those of other nodes that are being answered here: for tests.
+    #[doc(hidden)]
+    pub fn pending_requests(&self) -> (usize, usize) {
+        let hub = &self.inner.hub;
+        (hub.requests.pending(), hub.peers().iter().map(|peer| peer.serving.len()).sum())
+    }
+
     pub(crate) fn hub(&self) -> &Arc<Hub> {
         &self.inner.hub
     }

@@ -269,6 +269,12 @@ impl Routes {
         table.collect_present(ns, out);
     }
 
+    /// Fills `out` with the peers of which it is not known that they lack the namespace. What `out` held is dropped.
+    pub fn present(&self, ns: &Namespace, out: &mut PeerMask) {
+        out.clear();
+        self.table.load().collect_present(ns, out);
+    }
+
     /// Counts the commands that are done. A lookup may be remembered with the count from before it, and used until the
     /// count changes: what it lacks belongs to a command that is not done.
     pub fn edits(&self) -> u64 {

@@ -319,10 +319,14 @@ fn apply(presence: &mut Presence, node: NodeKey, body: &[u8], out: &mut Vec<Tran
             Told::Begin => presence.begin(node),
             // A full table counts what it refuses.
             Told::Rooms { ns, rooms } => {
-                rooms.iter().for_each(|room| drop(presence.add(node, ns, room, out)))
+                for room in rooms {
+                    let _ = presence.add(node, ns, room, out);
+                }
             }
             Told::End => presence.end(node, out),
-            Told::Created { ns, room } => drop(presence.add(node, ns, room, out)),
+            Told::Created { ns, room } => {
+                let _ = presence.add(node, ns, room, out);
+            }
             Told::Deleted { ns, room } => presence.remove(node, ns, room, out),
         }
     }

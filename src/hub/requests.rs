@@ -258,6 +258,20 @@ impl Asked {
         lock(&self.waiter.state).missing.clone()
     }
 
+    /// How the question stands, also after this is gone.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing(Arc::clone(&self.waiter))
+    }
+
+    /// An answer could not be read: the share of its node counts as failed, whatever else it says.
+    pub(crate) fn unreadable(&self, answer: &Answer) {
+        let missing = Missing { node: answer.node.clone(), reason: MissingReason::Failed };
+        let mut state = lock(&self.waiter.state);
+        if !state.missing.contains(&missing) {
+            state.missing.push(missing);
+        }
+    }
+
     fn taken(&mut self, slot: PeerSlot) {
         let place = self.taken.iter().position(|(of, _)| *of == slot).unwrap_or_else(|| {
             self.taken.push((slot, 0));
@@ -297,6 +311,25 @@ impl Drop for Asked {
         if !lock(&self.waiter.state).over {
             self.give_up(MissingReason::TimedOut);
         }
+        // Nobody takes them any more, but somebody may still look at who is missing.
+        lock(&self.waiter.state).answers = VecDeque::new();
+    }
+}
+
+/// How a question stands. A cheap clone, which keeps the question from nothing: it ends as ever.
+#[derive(Clone)]
+pub(crate) struct Standing(Arc<Waiter>);
+
+impl Standing {
+    /// The nodes whose share is missing so far.
+    pub(crate) fn missing(&self) -> Vec<Missing> {
+        lock(&self.0.state).missing.clone()
+    }
+
+    /// Whether every node has answered in full.
+    pub(crate) fn is_complete(&self) -> bool {
+        let state = lock(&self.0.state);
+        state.over && state.missing.is_empty()
     }
 }
 

@@ -15,22 +15,24 @@ use socketioxide_core::packet::Packet;
 use socketioxide_core::parser::Parse;
 use socketioxide_core::{Sid, Uid, Value};
 
+use super::acks::AckStream;
 use super::book::{Book, Holder};
-use super::outbound::Target;
+use super::data::DataTable;
 use super::{Error, InitError, InitRes, RoomcastAdapterCtr, receipt};
 use crate::core::frame::PayloadKind;
+use crate::core::routes::PeerMask;
 use crate::hub::{Inbound, SERVERS};
 use crate::ids::{Namespace, NodeId};
 
 /// The adapter of one Socket.IO namespace on a roomcast node.
 ///
 /// A broadcast serves the sockets here first, then goes to the nodes that need it: those with members of its rooms
-/// (exact namespaces), those with the namespace (flood), or the one node of a targeted server. Everything here answers
-/// on the first poll; no operation waits for another node.
+/// (exact namespaces), those with the namespace (flood), or the one node of a targeted server. Joins, leaves and
+/// disconnections of sockets take the same way, in order with broadcasts. None of these waits for another node.
 ///
-/// What would need answers from other nodes (acknowledgements, fetching sockets and rooms, joins, leaves and
-/// disconnects of sockets elsewhere) returns [`Error::Unsupported`] for now, unless it is limited to this server with
-/// `.local()`.
+/// What needs answers (acknowledgements, rooms, sockets) asks these nodes and waits until each has answered or is known not
+/// to, at most for the timeout. What is missing then is no error: [`with_answers`](super::with_answers) names the nodes.
+/// Limited to this server with `.local()`, everything is answered on the first poll.
 pub struct RoomcastAdapter<E> {
     local: CoreLocalAdapter<E>,
     state: RoomcastAdapterCtr,
@@ -38,6 +40,8 @@ pub struct RoomcastAdapter<E> {
     /// What the parser of this server makes and can send.
     kind: PayloadKind,
     book: Arc<Book>,
+    /// What users have set for sockets.
+    data: Arc<DataTable>,
     /// Why the namespace cannot be in the cluster.
     refused: Option<InitError>,
     me: OnceLock<Weak<Self>>,
@@ -59,6 +63,8 @@ pub(super) trait Rooms: Send + Sync + 'static {
     fn rooms_of(&self, sid: Sid) -> Vec<Room>;
     /// Waits until the other nodes have heard of what was joined here.
     fn settled(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// What users have set for sockets.
+    fn data(&self) -> &Arc<DataTable>;
 }
 
 thread_local! {
@@ -107,13 +113,9 @@ impl<E> RoomcastAdapter<E> {
         self.kind
     }
 
-    fn only_here(&self, operation: &'static str, opts: &BroadcastOptions) -> Result<(), Error> {
-        match self.target(opts) {
-            Target::Here => Ok(()),
-            Target::Server(_) | Target::Cluster => {
-                Err(Error::Unsupported { operation, ns: self.book.ns().path().to_owned() })
-            }
-        }
+    /// What users have set for sockets.
+    pub(super) fn data(&self) -> &Arc<DataTable> {
+        &self.data
     }
 }
 
@@ -174,8 +176,8 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
         }
     }
 
-    fn add_sockets_now(&self, opts: BroadcastOptions, rooms: Vec<Room>) -> Result<(), Error> {
-        self.only_here("add_sockets", &opts)?;
+    /// Makes the selected sockets here members of rooms.
+    pub(super) fn add_here(&self, opts: BroadcastOptions, rooms: Vec<Room>) {
         for sid in self.local.sockets(opts) {
             let holder = self.book.holder(sid);
             self.join(&holder, rooms.clone());
@@ -183,18 +185,16 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
                 self.book.listed(sid);
             }
         }
-        Ok(())
     }
 
-    fn del_sockets_now(&self, opts: BroadcastOptions, rooms: Vec<Room>) -> Result<(), Error> {
-        self.only_here("del_sockets", &opts)?;
+    /// Takes the selected sockets here out of rooms.
+    pub(super) fn del_here(&self, opts: BroadcastOptions, rooms: Vec<Room>) {
         for sid in self.local.sockets(opts) {
             match self.book.find(sid) {
                 Some(holder) => self.leave(&holder, rooms.clone()),
                 None => self.local.del(sid, rooms.clone()),
             }
         }
-        Ok(())
     }
 }
 
@@ -232,6 +232,10 @@ impl<E: SocketEmitter> Rooms for RoomcastAdapter<E> {
     fn settled(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(self.state.hub.settled())
     }
+
+    fn data(&self) -> &Arc<DataTable> {
+        &self.data
+    }
 }
 
 impl<E> DefinedAdapter for RoomcastAdapter<E> {}
@@ -239,7 +243,7 @@ impl<E> DefinedAdapter for RoomcastAdapter<E> {}
 impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
     type Error = Error;
     type State = RoomcastAdapterCtr;
-    type AckStream = E::AckStream;
+    type AckStream = AckStream<E>;
     type InitRes = InitRes;
 
     fn new(state: &Self::State, local: CoreLocalAdapter<E>) -> Self {
@@ -254,6 +258,7 @@ impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
         Self {
             server: local.server_id(),
             book: Book::new(ns, state.config.mode(local.path())),
+            data: DataTable::new(state.hub.config.link.max_data_bytes),
             local,
             state: state.clone(),
             kind,
@@ -278,9 +283,12 @@ impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
         Ok(())
     }
 
-    /// This server and the nodes that it could send to. A node with several servers counts once.
+    /// This server and the nodes that have the namespace, or of which that is not known yet. A node with several servers
+    /// counts once.
     async fn server_count(&self) -> Result<u16, Self::Error> {
-        Ok(u16::try_from(self.state.hub.peer_count() + 1).unwrap_or(u16::MAX))
+        let mut peers = PeerMask::default();
+        self.state.hub.routes.present(self.book.ns(), &mut peers);
+        Ok(u16::try_from(peers.len() + 1).unwrap_or(u16::MAX))
     }
 
     /// Serves the sockets here, then hands the packet to the queues of the nodes that need it.
@@ -291,16 +299,28 @@ impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
         self.broadcast_now(packet, opts)
     }
 
+    /// Serves the sockets here, then asks the other nodes to serve theirs and to send on what they acknowledge.
+    ///
+    /// Each socket has `timeout` (or the server's `ack_timeout`) to acknowledge, counted where it is connected. Other nodes
+    /// are waited for half a second longer. What is not read from the stream until then is missing, if it does not fit in
+    /// [`with_ack_response_buffer`](super::RoomcastAdapterConfig::with_ack_response_buffer).
+    ///
+    /// # Errors
+    /// An [`Error`] when other nodes could not be asked. Sockets here were served.
     async fn broadcast_with_ack(
         &self,
         packet: Packet,
         opts: BroadcastOptions,
         timeout: Option<Duration>,
     ) -> Result<Self::AckStream, Self::Error> {
-        self.only_here("broadcast_with_ack", &opts)?;
-        Ok(self.local.broadcast_with_ack(packet, opts, timeout).0)
+        self.acks(packet, opts, timeout)
     }
 
+    /// Makes the selected sockets members of rooms: those here at once, those on other nodes in order with what is sent
+    /// there. Waits for nobody; a full queue counts as a drop.
+    ///
+    /// # Errors
+    /// An [`Error`] when the order can go to no other node. Sockets here are members.
     fn add_sockets(
         &self,
         opts: BroadcastOptions,
@@ -310,6 +330,10 @@ impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
         async move { self.add_sockets_now(opts, rooms) }
     }
 
+    /// Takes the selected sockets out of rooms, as [`add_sockets`](Self::add_sockets) puts them in.
+    ///
+    /// # Errors
+    /// An [`Error`] when the order can go to no other node. Sockets here are no members.
     fn del_sockets(
         &self,
         opts: BroadcastOptions,
@@ -319,19 +343,29 @@ impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
         async move { self.del_sockets_now(opts, rooms) }
     }
 
+    /// Disconnects the selected sockets: those here at once, those on other nodes after what was sent there before.
+    ///
+    /// # Errors
+    /// [`BroadcastError::Adapter`] with an [`Error`] when the order can go to no other node, else what went wrong here.
     async fn disconnect_socket(&self, opts: BroadcastOptions) -> Result<(), BroadcastError> {
-        self.only_here("disconnect_socket", &opts).map_err(AdapterError::from)?;
-        self.local.disconnect_socket(opts).map_err(BroadcastError::Socket)
+        self.disconnect_now(opts)
     }
 
+    /// The rooms of the selected sockets. Waits for other nodes at most for the request timeout; what is missing is told by
+    /// [`with_answers`](super::with_answers).
+    ///
+    /// # Errors
+    /// An [`Error`] when other nodes could not be asked.
     async fn rooms(&self, opts: BroadcastOptions) -> Result<Vec<Room>, Self::Error> {
-        self.only_here("rooms", &opts)?;
-        Ok(self.local.rooms(opts).into_iter().collect())
+        self.all_rooms(opts).await
     }
 
+    /// The selected sockets. Waits and misses as [`rooms`](Self::rooms) does.
+    ///
+    /// # Errors
+    /// An [`Error`] when other nodes could not be asked.
     async fn fetch_sockets(&self, opts: BroadcastOptions) -> Result<Vec<RemoteSocketData>, Self::Error> {
-        self.only_here("fetch_sockets", &opts)?;
-        Ok(self.local.fetch_sockets(opts))
+        self.all_sockets(opts).await
     }
 
     fn get_local(&self) -> &CoreLocalAdapter<E> {

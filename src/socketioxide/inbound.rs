@@ -13,6 +13,7 @@ use socketioxide_core::{Sid, Value};
 use super::adapter::RoomcastAdapter;
 use crate::core::frame::{BroadcastHead, PayloadKind};
 use crate::hub::Inbound;
+use crate::hub::requests::{Reply, Request};
 
 /// Why a broadcast of another node cannot be delivered. It is dropped; the link stays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +46,8 @@ impl<E: SocketEmitter> Inbound for RoomcastAdapter<E> {
             return;
         }
         let ns = self.local().path().clone();
-        let broadcast = value(head, payload).and_then(|value| Ok((Packet::event(ns, value), options(head)?)));
+        let value = value(head.kind, &head.attachments, payload);
+        let broadcast = value.and_then(|value| Ok((Packet::event(ns, value), options(head)?)));
         let (packet, opts) = match broadcast {
             Ok(broadcast) => broadcast,
             Err(error) => {
@@ -58,10 +60,15 @@ impl<E: SocketEmitter> Inbound for RoomcastAdapter<E> {
             tracing::debug!(node = %self.node(), ns = head.ns, ?errors, "some sockets did not get a broadcast");
         }
     }
+
+    fn request(&self, request: &Request<'_, '_>, reply: &Reply) {
+        self.serve(request, reply);
+    }
 }
 
 impl<E> RoomcastAdapter<E> {
-    fn warn_of_other_parser(&self, theirs: PayloadKind) {
+    /// Warns, once.
+    pub(super) fn warn_of_other_parser(&self, theirs: PayloadKind) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             let (node, ns, ours) = (self.node(), self.book().ns(), self.kind());
             tracing::warn!(
@@ -73,24 +80,24 @@ impl<E> RoomcastAdapter<E> {
 }
 
 /// The value as the other node's parser made it. Attachments and bytes share the memory of `payload`.
-pub(super) fn value(head: &BroadcastHead<'_>, payload: &Bytes) -> Result<Value, Unreadable> {
-    if head.kind == PayloadKind::SocketIoBytes {
+pub(super) fn value(kind: PayloadKind, attachments: &[u32], payload: &Bytes) -> Result<Value, Unreadable> {
+    if kind == PayloadKind::SocketIoBytes {
         return Ok(Value::Bytes(payload.clone()));
     }
-    let attached = head.attachments.iter().map(|length| u64::from(*length)).sum::<u64>();
+    let attached = attachments.iter().map(|length| u64::from(*length)).sum::<u64>();
     let text_len = usize::try_from(attached).ok().and_then(|attached| payload.len().checked_sub(attached));
     let mut at = text_len.ok_or(Unreadable::Attachments)?;
     let text = Str::copy_from_slice(std::str::from_utf8(&payload[..at])?);
-    if head.attachments.is_empty() {
+    if attachments.is_empty() {
         return Ok(Value::Str(text, None));
     }
-    let mut attachments = VecDeque::with_capacity(head.attachments.len());
-    for length in &head.attachments {
+    let mut attached = VecDeque::with_capacity(attachments.len());
+    for length in attachments {
         let end = at + *length as usize;
-        attachments.push_back(payload.slice(at..end));
+        attached.push_back(payload.slice(at..end));
         at = end;
     }
-    Ok(Value::Str(text, Some(attachments)))
+    Ok(Value::Str(text, Some(attached)))
 }
 
 /// The options as the other node had them. Flags that this version does not know are left out.

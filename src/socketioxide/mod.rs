@@ -34,11 +34,16 @@
 //! All nodes must use the same parser: what one parser has encoded, another cannot send. A broadcast that does not
 //! fit the parser here is dropped, with a warning.
 
+mod acks;
 mod adapter;
+mod answers;
 mod book;
+mod data;
 mod inbound;
 mod outbound;
 mod receipt;
+mod request;
+mod serve;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -56,11 +61,15 @@ use socketioxide_core::adapter::Spawnable;
 use socketioxide_core::adapter::errors::AdapterError;
 use socketioxide_core::{Sid, Uid};
 
+pub use self::acks::AckStream;
 pub use self::adapter::RoomcastAdapter;
+pub use self::answers::{Answers, with_answers};
+pub use self::data::DataError;
 pub use self::receipt::with_receipt;
 pub use self::socket::Socket;
 use crate::core::frame::{BroadcastHead, MAX_HEAD_BYTES, MAX_ROOMS};
 use crate::core::interest::RoomMode;
+use crate::core::requests::TooManyRequests;
 use crate::error::IdError;
 use crate::hub::{Attachment, Hub, Inbound, SERVERS, lock};
 use crate::ids::{Namespace, RoomKey};
@@ -89,20 +98,21 @@ impl RoomcastAdapterConfig {
         }
     }
 
-    /// How long to wait for answers from other nodes. Default is 5 seconds.
+    /// How long to wait for the rooms and sockets of other nodes. Default is 5 seconds.
     ///
-    /// Nothing asks other nodes yet: it takes effect together with requests over the cluster (see
-    /// [`Error::Unsupported`]).
+    /// Only a node that is alive and says nothing costs the timeout (and half a second for the way): one that leaves, dies or
+    /// lacks the namespace is waited for no longer. Acknowledgements have a timeout of their own: that of the emit, or the
+    /// `ack_timeout` of the server.
     pub fn with_request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self
     }
 
-    /// How many acknowledgements from other nodes wait in memory for one broadcast with acknowledgement.
-    /// Default is 255.
+    /// How many acknowledgements of each other node may wait in memory for one broadcast with acknowledgement.
+    /// Default is 255; at least 1.
     ///
-    /// Nothing asks other nodes yet: it takes effect together with requests over the cluster (see
-    /// [`Error::Unsupported`]).
+    /// A node holds further ones back until the stream is read. What it still holds when the timeout is over is missing:
+    /// read the stream as it comes. Cost: so many values for each such broadcast and node.
     pub fn with_ack_response_buffer(mut self, buffer: usize) -> Self {
         self.ack_response_buffer = buffer;
         self
@@ -181,19 +191,14 @@ impl RoomcastAdapterCtr {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operation needs answers from other nodes, which this version cannot ask for. Nothing was done.
-    #[error("run {operation} in {ns}: over the cluster it is not supported yet; use .local()")]
-    Unsupported {
-        /// The method of the adapter.
-        operation: &'static str,
-        /// The namespace.
-        ns: String,
-    },
     /// The packet is not an event, or it asks for an acknowledgement. Sockets here were served, other nodes not.
     #[error("broadcast a packet over the cluster: it is not a plain event")]
     NotAnEvent,
-    /// The broadcast names too many rooms. Sockets here were served, other nodes not.
-    #[error("broadcast to {got} rooms (or excepted rooms) at once: the limit is {MAX_ROOMS}")]
+    /// As many questions wait for answers as may. Sockets here were served, other nodes were not asked.
+    #[error(transparent)]
+    TooManyRequests(#[from] TooManyRequests),
+    /// The operation names too many rooms. Sockets here were served, other nodes not.
+    #[error("name {got} rooms (or excepted rooms) at once: the limit is {MAX_ROOMS}")]
     TooManyRooms {
         /// The number given.
         got: usize,

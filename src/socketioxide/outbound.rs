@@ -9,10 +9,12 @@ use socketioxide_core::packet::{Packet, PacketData};
 use socketioxide_core::{Sid, Uid, Value};
 
 use super::adapter::RoomcastAdapter;
+use super::book::Keys;
 use super::{Error, RoomcastAdapterCtr as State};
 use crate::core::frame::{BroadcastHead, MAX_ROOMS, PayloadKind};
 use crate::error::DropReason;
 use crate::hub::Receipt;
+use crate::ids::Namespace;
 
 /// Where a broadcast goes.
 pub(super) enum Target {
@@ -24,11 +26,18 @@ pub(super) enum Target {
     Cluster,
 }
 
+impl Target {
+    /// Whether sockets of this server can be among the selected.
+    pub(super) fn is_here(&self) -> bool {
+        !matches!(self, Self::Server(_))
+    }
+}
+
 /// A broadcast on its way to other nodes.
 pub(super) struct Outgoing {
-    value: Value,
-    opts: BroadcastOptions,
-    target: Target,
+    pub(super) value: Value,
+    pub(super) opts: BroadcastOptions,
+    pub(super) target: Target,
 }
 
 impl<E> RoomcastAdapter<E> {
@@ -59,6 +68,15 @@ impl<E> RoomcastAdapter<E> {
         let (PacketData::Event(value, None) | PacketData::BinaryEvent(value, None)) = &packet.inner else {
             return Err(Error::NotAnEvent);
         };
+        self.check_names(opts)?;
+        if self.state().hub.peer_count() == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Outgoing { value: value.clone(), opts: opts.clone(), target }))
+    }
+
+    /// Checks the limits of what selects sockets.
+    pub(super) fn check_names(&self, opts: &BroadcastOptions) -> Result<(), Error> {
         let got = opts.rooms.len().max(opts.except.len());
         if got > MAX_ROOMS {
             return Err(Error::TooManyRooms { got });
@@ -66,38 +84,46 @@ impl<E> RoomcastAdapter<E> {
         for room in opts.rooms.iter().chain(&opts.except) {
             self.state().hub.check_room(room)?;
         }
-        if self.state().hub.peer_count() == 0 {
-            return Ok(None);
+        Ok(())
+    }
+
+    /// The namespace and the rooms that lead to the nodes of a target; none for this one.
+    pub(super) fn place(&self, target: Target, opts: &BroadcastOptions) -> Option<(&Namespace, Keys)> {
+        let State { servers, .. } = self.state();
+        match target {
+            Target::Here => None,
+            Target::Cluster => Some((self.book().ns(), self.book().keys(&opts.rooms))),
+            Target::Server(server) => Some((&servers.ns, smallvec![servers.room(server)])),
         }
-        Ok(Some(Outgoing { value: value.clone(), opts: opts.clone(), target }))
+    }
+
+    /// The head for what has no value, with the options as they are.
+    pub(super) fn head<'a>(&'a self, opts: &'a BroadcastOptions) -> BroadcastHead<'a> {
+        BroadcastHead {
+            ns: self.book().ns().path(),
+            kind: self.kind(),
+            flags: opts.flags(),
+            rooms: opts.rooms.iter().map(AsRef::as_ref).collect(),
+            except: opts.except.iter().map(AsRef::as_ref).collect(),
+            server: opts.server_id.as_ref().map(|server| server.as_str()),
+            socket: opts.sid.as_ref().map(Sid::as_str),
+            attachments: SmallVec::new(),
+        }
     }
 
     /// Hands a broadcast to the queues of the nodes that need it.
     pub(super) fn send(&self, outgoing: Outgoing) -> Result<Receipt, Error> {
         let Outgoing { value, opts, target } = outgoing;
         let volatile = opts.has_flag(BroadcastFlags::Volatile);
-        let State { hub, servers, .. } = self.state();
-        let (ns, keys) = match target {
-            Target::Here => return Ok(Receipt::default()),
-            Target::Cluster => (self.book().ns(), self.book().keys(&opts.rooms)),
-            Target::Server(server) => (&servers.ns, smallvec![servers.room(server)]),
-        };
+        let State { hub, .. } = self.state();
+        let Some((ns, keys)) = self.place(target, &opts) else { return Ok(Receipt::default()) };
         if copies(&value) && !hub.wants(ns, &keys) {
             // What the hub would say, without the copy.
             hub.counters.unwanted.fetch_add(1, Ordering::Relaxed);
             return Ok(Receipt::default());
         }
         let (kind, payload, attachments) = encode(value);
-        let head = BroadcastHead {
-            ns: self.book().ns().path(),
-            kind,
-            flags: opts.flags(),
-            rooms: opts.rooms.iter().map(AsRef::as_ref).collect(),
-            except: opts.except.iter().map(AsRef::as_ref).collect(),
-            server: opts.server_id.as_ref().map(|server| server.as_str()),
-            socket: opts.sid.as_ref().map(Sid::as_str),
-            attachments,
-        };
+        let head = BroadcastHead { kind, attachments, ..self.head(&opts) };
         let receipt = hub.send(ns, &keys, &head, &payload, volatile);
         // Full queues and the like are counted by the hub; a message that can never be sent is the caller's to know.
         if receipt.dropped.iter().any(|(_, reason)| *reason == DropReason::TooLarge) {
@@ -115,7 +141,7 @@ fn copies(value: &Value) -> bool {
 
 /// The payload of a frame: the text with the attachments behind it, or the bytes. One copy if there are attachments,
 /// else none.
-fn encode(value: Value) -> (PayloadKind, Bytes, SmallVec<[u32; 4]>) {
+pub(super) fn encode(value: Value) -> (PayloadKind, Bytes, SmallVec<[u32; 4]>) {
     match value {
         Value::Bytes(bytes) => (PayloadKind::SocketIoBytes, bytes, SmallVec::new()),
         Value::Str(text, attachments) => {

@@ -10,12 +10,14 @@ use ::socketioxide::SocketError;
 use ::socketioxide::extract::SocketRef;
 use ::socketioxide::handler::{FromConnectParts, FromDisconnectParts, FromMessageParts};
 use ::socketioxide::socket::{DisconnectReason, Socket as RawSocket};
+use bytes::Bytes;
 use socketioxide_core::Value;
 use socketioxide_core::adapter::{Room, RoomParam};
 
 use super::Adapter;
 use super::adapter::{Rooms, adapter_behind};
 use super::book::Holder;
+use super::data::{DataError, SocketData};
 
 /// A socket, as handlers take it: all of [`SocketRef`], with room methods that tell the cluster which rooms are wanted
 /// here.
@@ -48,6 +50,10 @@ struct Held {
 /// What stays in the extensions of a socket, as long as the socket lives.
 #[derive(Clone)]
 struct Guard(Held);
+
+/// The value of a socket, in its extensions.
+#[derive(Clone)]
+struct Data(Arc<SocketData>);
 
 impl Socket {
     fn new(socket: &Arc<RawSocket<Adapter>>) -> Self {
@@ -131,6 +137,41 @@ impl Socket {
             Some((_, adapter)) => adapter.rooms_of(self.socket.id),
             None => self.socket.rooms(),
         }
+    }
+
+    /// Sets a small value for the socket, which `sockets()` of the plain API returns in the whole cluster, beside rooms and
+    /// node. It is kept as long as the socket, and replaces the one before. Empty is as good as none.
+    ///
+    /// ```no_run
+    /// # async fn doc(io: socketioxide::SocketIo<roomcast::socketioxide::Adapter>) {
+    /// io.ns("/", async |socket: roomcast::socketioxide::Socket| {
+    ///     socket.set_data("user-42").expect("it is short");
+    ///     assert_eq!(socket.data(), "user-42");
+    /// })
+    /// .await
+    /// .unwrap();
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`DataError`] when it is over [`LinkConfig::max_data_bytes`](crate::config::LinkConfig::max_data_bytes); the value
+    /// before stays.
+    pub fn set_data(&self, data: impl Into<Bytes>) -> Result<(), DataError> {
+        let data = data.into();
+        // Without its namespace, nobody can ask for the socket.
+        let Some(adapter) = adapter_behind(|| _ = self.socket.rooms()) else { return Ok(()) };
+        let table = adapter.data();
+        table.check(data.len())?;
+        let kept = || self.socket.extensions.get::<Data>().map(|Data(kept)| kept);
+        let keep = |data| _ = self.socket.extensions.insert(Data(data));
+        // A copy: what it may be a part of could be large.
+        table.of(self.socket.id, kept, keep).set(Bytes::copy_from_slice(&data));
+        Ok(())
+    }
+
+    /// What [`set_data`](Self::set_data) has set; empty when nothing.
+    pub fn data(&self) -> Bytes {
+        self.socket.extensions.get::<Data>().map(|Data(kept)| kept.get()).unwrap_or_default()
     }
 
     /// Disconnects the socket from its namespace.

@@ -1,5 +1,6 @@
 mod fake;
 mod receipts;
+mod requests;
 mod server;
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use socketioxide_core::{Sid, Uid, Value};
 
 use self::fake::{FakeAdapter, FakeParser, FakeSockets, Side, carry, event, now, text};
 use super::adapter::Rooms;
-use super::{Error, InitError, RoomcastAdapter, RoomcastAdapterConfig};
+use super::{InitError, RoomcastAdapter, RoomcastAdapterConfig};
 use crate::config::Config;
 use crate::core::interest::RoomMode;
 use crate::event::{RoomEvent, RoomEvents};
@@ -29,6 +30,8 @@ struct Pair {
     sender: Arc<FakeAdapter>,
     receiver: Arc<FakeAdapter>,
     queue: Arc<PeerQueue>,
+    /// Leads from the second to the first.
+    back: Arc<PeerQueue>,
 }
 
 impl Pair {
@@ -37,8 +40,8 @@ impl Pair {
         let (from, to) = (FakeSockets::new("/chat", parser), FakeSockets::new("/chat", parser));
         let sender = a.adapter(config.clone(), &from);
         let receiver = b.adapter(config.clone(), &to);
-        let queue = a.meet(&b);
-        Self { a, b, from, to, sender, receiver, queue }
+        let (queue, back) = (a.meet(&b), b.meet(&a));
+        Self { a, b, from, to, sender, receiver, queue, back }
     }
 
     fn flood() -> Self {
@@ -300,20 +303,11 @@ fn volatile_broadcasts_are_never_queued() {
 }
 
 #[test]
-fn what_needs_other_nodes_says_so_and_does_nothing() {
+fn what_is_limited_to_this_server_is_done_on_the_first_poll() {
     let pair = Pair::exact();
     let sid = pair.from.connect();
-    let unsupported = |operation| Error::Unsupported { operation, ns: "/chat".to_owned() };
     let adapter = &pair.sender;
     let packet = || event("/chat", text("[]"));
-    assert_eq!(now(adapter.add_sockets(everyone(), "r")), Err(unsupported("add_sockets")));
-    assert_eq!(now(adapter.del_sockets(everyone(), "r")), Err(unsupported("del_sockets")));
-    assert_eq!(now(adapter.rooms(everyone())), Err(unsupported("rooms")));
-    assert_eq!(now(adapter.fetch_sockets(everyone())).map(|_| ()), Err(unsupported("fetch_sockets")));
-    assert!(now(adapter.broadcast_with_ack(packet(), everyone(), None)).is_err());
-    assert!(now(adapter.disconnect_socket(everyone())).is_err());
-    assert_eq!(now(adapter.server_count()), Ok(2));
-
     let local = || flagged(everyone(), BroadcastFlags::Local);
     assert_eq!(now(adapter.add_sockets(local(), ["r", "s"])), Ok(()));
     assert!(pair.a.wants("/chat", "r") && pair.a.wants("/chat", "s"));
@@ -323,6 +317,8 @@ fn what_needs_other_nodes_says_so_and_does_nothing() {
     assert_eq!(now(adapter.fetch_sockets(local())).map(|found| found[0].id), Ok(sid));
     assert!(now(adapter.broadcast_with_ack(packet(), local(), None)).is_ok());
     assert!(now(adapter.disconnect_socket(local())).is_ok());
+    assert_eq!(now(adapter.fetch_sockets(local())).map(|found| found.len()), Ok(0));
+    assert_eq!(pair.carry(), 0);
 }
 
 #[test]

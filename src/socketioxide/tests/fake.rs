@@ -1,5 +1,6 @@
 //! Sockets without connections, and nodes without links.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -40,6 +41,19 @@ pub(super) struct FakeSockets {
     pub(super) sent: Arc<Mutex<Vec<(Sid, Value)>>>,
     /// Whether sending fails, after it was recorded.
     pub(super) fails: bool,
+    /// What sockets acknowledge.
+    pub(super) acks: FakeAcks,
+}
+
+/// What sockets acknowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FakeAcks {
+    /// What they were sent, at once.
+    Echo,
+    /// An error, at once.
+    Error,
+    /// Nothing, ever.
+    Never,
 }
 
 impl FakeSockets {
@@ -51,6 +65,7 @@ impl FakeSockets {
             listed: Arc::default(),
             sent: Arc::default(),
             fails: false,
+            acks: FakeAcks::Echo,
         }
     }
 
@@ -78,7 +93,7 @@ impl FakeSockets {
 
 impl SocketEmitter for FakeSockets {
     type AckError = FakeError;
-    type AckStream = NoAcks;
+    type AckStream = FakeAckStream;
 
     fn get_all_sids(&self, filter: impl Fn(&Sid) -> bool) -> Vec<Sid> {
         lock(&self.listed).iter().copied().filter(filter).collect()
@@ -101,11 +116,27 @@ impl SocketEmitter for FakeSockets {
         lock(&self.sent).extend(sids.filter(|sid| listed.contains(sid)).map(|sid| (sid, data.clone())));
     }
 
-    fn send_many_with_ack(&self, _: BroadcastIter<'_>, _: Packet, _: Option<Duration>) -> (NoAcks, u32) {
-        (NoAcks, 0)
+    fn send_many_with_ack(
+        &self,
+        sids: BroadcastIter<'_>,
+        packet: Packet,
+        _: Option<Duration>,
+    ) -> (FakeAckStream, u32) {
+        let value = self.parser.encode(packet);
+        let before = lock(&self.sent).len();
+        self.send_many_volatile(sids, value);
+        let never = self.acks == FakeAcks::Never;
+        let mut items = VecDeque::new();
+        for (sid, value) in lock(&self.sent)[before..].iter().filter(|_| !never) {
+            let ack = if self.acks == FakeAcks::Error { Err(FakeError) } else { Ok(value.clone()) };
+            items.push_back((*sid, ack));
+        }
+        let expected = u32::try_from(items.len()).unwrap();
+        (FakeAckStream { items, never }, expected)
     }
 
-    fn disconnect_many(&self, _: Vec<Sid>) -> Result<(), Vec<SocketError>> {
+    fn disconnect_many(&self, sids: Vec<Sid>) -> Result<(), Vec<SocketError>> {
+        lock(&self.listed).retain(|sid| !sids.contains(sid));
         Ok(())
     }
 
@@ -130,19 +161,26 @@ impl SocketEmitter for FakeSockets {
 #[error("fake")]
 pub(super) struct FakeError;
 
-pub(super) struct NoAcks;
+/// Acknowledgements that are there already, and then the end or nothing.
+pub(super) struct FakeAckStream {
+    items: VecDeque<AckStreamItem<FakeError>>,
+    never: bool,
+}
 
-impl Stream for NoAcks {
+impl Stream for FakeAckStream {
     type Item = AckStreamItem<FakeError>;
 
-    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(None)
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.items.pop_front() {
+            None if self.never => Poll::Pending,
+            item => Poll::Ready(item),
+        }
     }
 }
 
-impl FusedStream for NoAcks {
+impl FusedStream for FakeAckStream {
     fn is_terminated(&self) -> bool {
-        true
+        self.items.is_empty() && !self.never
     }
 }
 
@@ -300,8 +338,28 @@ impl Side {
     }
 }
 
-/// Carries the frames that wait in `queue` to `to`; returns how many there were.
+/// Carries the frames that wait in `queue` to `to`; returns how many there were. Only broadcasts are queued.
 pub(super) fn carry(queue: &PeerQueue, to: &Side) -> usize {
+    frames(queue, to, |head, payload| {
+        let Head::Broadcast(head) = head else { panic!("only broadcasts are queued") };
+        to.hub.deliver(&head, &payload);
+    })
+}
+
+/// As [`carry`], for frames of any kind; `from` is what `to` keeps for the sender.
+pub(super) fn pass(queue: &PeerQueue, to: &Side, from: &Arc<PeerQueue>) -> usize {
+    frames(queue, to, |head, payload| match head {
+        Head::Broadcast(head) => to.hub.deliver(&head, &payload),
+        Head::Request(head) => to.hub.request(from, &head, &payload),
+        Head::Answer { id } => drop(to.hub.requests.answered(from.slot, id, payload)),
+        Head::End { id, status } => to.hub.requests.ended(from.slot, id, status),
+        Head::Credit { id, answers } => from.serving.grant(id, answers),
+        Head::Cancel { id } => from.serving.cancel(id),
+        other => panic!("{other:?}"),
+    })
+}
+
+fn frames(queue: &PeerQueue, to: &Side, mut each: impl FnMut(Head<'_>, Bytes)) -> usize {
     let mut chunks = Vec::new();
     queue.take(usize::MAX >> 1, &mut chunks);
     let wire = Bytes::from(chunks.concat());
@@ -310,8 +368,7 @@ pub(super) fn carry(queue: &PeerQueue, to: &Side) -> usize {
         let length = u32::from_le_bytes(*wire[at..].first_chunk::<LENGTH_BYTES>().unwrap()) as usize;
         let frame = wire.slice(at + LENGTH_BYTES..at + LENGTH_BYTES + length);
         let (head, used) = decode_head(&frame, &to.hub.limits).unwrap();
-        let Head::Broadcast(head) = head else { panic!("only broadcasts are queued") };
-        to.hub.deliver(&head, &frame.slice(used..));
+        each(head, frame.slice(used..));
         (at, frames) = (at + LENGTH_BYTES + length, frames + 1);
     }
     frames
