@@ -99,6 +99,9 @@ pub struct LinkConfig {
     /// The most questions of one node (or emitter) that are being answered at the same time. Default is 65,536; one
     /// more is answered with "busy". Cost: about 300 bytes each.
     pub max_serving_per_peer: usize,
+    /// The most events of other servers that are being handled at the same time. Default is 1,024; one more is not
+    /// handled, and answered with "busy" where an answer is wanted. Cost: about 1 KiB each, and what the handlers hold.
+    pub max_server_events: usize,
     /// How long `drain` waits for peers to acknowledge what was queued. Default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -124,6 +127,7 @@ impl Default for LinkConfig {
             max_handshakes: 256,
             max_requests: 65_536,
             max_serving_per_peer: 65_536,
+            max_server_events: 1024,
             drain_timeout: Duration::from_secs(5),
         }
     }

@@ -4,6 +4,7 @@
 //! bounded enqueue per interested peer.
 
 pub(crate) mod feed;
+pub(crate) mod handlers;
 pub(crate) mod peer;
 pub(crate) mod requests;
 
@@ -28,6 +29,7 @@ use crate::error::{DropReason, IdError, LinkError};
 use crate::event::Event;
 use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
 use feed::InterestFeed;
+use handlers::Handlers;
 use peer::PeerQueue;
 use requests::{MissingReason, Reply, Request, RequestTable};
 
@@ -126,6 +128,8 @@ pub(crate) struct Hub {
     pub(crate) counters: Counters,
     /// Questions to other nodes.
     pub(crate) requests: RequestTable,
+    /// Handlers of the events of other servers.
+    pub(crate) handlers: Handlers,
     pub(crate) events: broadcast::Sender<Event>,
     /// The reasons that were logged, by address.
     refusals: Mutex<HashMap<IpAddr, LinkError>>,
@@ -254,6 +258,7 @@ impl Hub {
             feed: InterestFeed::new(config.link.interest_log_bytes),
             counters: Counters::default(),
             requests: RequestTable::new(config.link.max_requests),
+            handlers: Handlers::new(config.link.max_server_events),
             events: broadcast::channel(config.event_buffer.0).0,
             refusals: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -429,6 +434,7 @@ impl Hub {
     /// The node stops: what fronts still say about their rooms is for nobody.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
+        self.handlers.stop();
         self.take_pending();
     }
 

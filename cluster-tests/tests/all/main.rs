@@ -15,4 +15,5 @@ mod lives;
 mod pure;
 mod rooms;
 mod seeds;
+mod servers;
 mod trust;
