@@ -45,18 +45,15 @@ pub enum StartError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
-    /// What was to be sent is unusable. Nobody was asked.
+    /// Who is meant or what is to be sent is unusable. Nobody was asked.
     #[error(transparent)]
-    Emit(#[from] EmitError),
+    Selection(#[from] EmitError),
     /// As many questions wait for answers as may ([`crate::config::LinkConfig::max_requests`]). Nobody was asked.
     #[error(transparent)]
     TooManyRequests(#[from] TooManyRequests),
-}
-
-impl From<IdError> for AskError {
-    fn from(error: IdError) -> Self {
-        Self::Emit(error.into())
-    }
+    /// It was called on a thread that is in no tokio runtime, where no timeout can be kept. Nobody was asked.
+    #[error("ask: call it in a tokio runtime")]
+    NoRuntime,
 }
 
 /// Why a link was not made, or ended. The node lives on; a peer that is still a member is dialled again.

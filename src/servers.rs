@@ -17,6 +17,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::smallvec;
+use tokio::runtime::Handle as Runtime;
 
 use crate::core::frame::{Op, PayloadKind, RequestHead};
 use crate::error::{AskError, IdError};
@@ -113,8 +114,9 @@ impl<'a> Servers<'a> {
         Ok(self.hub.order(self.targets()?, &self.head(name), &payload, false))
     }
 
-    /// Emits an event and waits for the acknowledgements: at most for `timeout`, and for nobody who cannot answer any
-    /// more. What came until then is returned, with the names of the nodes that are missing.
+    /// Emits an event and waits for the acknowledgements, but for nobody who cannot answer any more, and at most for
+    /// `timeout` (and half a second for what nodes say at its end). What came until then is returned, with the names of
+    /// the nodes that are missing.
     ///
     /// Dropping the future gives up: nothing is kept for it here or elsewhere. Handlers that have begun run to their end.
     ///
@@ -128,6 +130,9 @@ impl<'a> Servers<'a> {
     ) -> Result<ServerAcks<R>, AskError> {
         let payload = self.payload(name, data)?;
         let (targets, head) = (self.targets()?, self.head(name));
+        if Runtime::try_current().is_err() {
+            return Err(AskError::NoRuntime);
+        }
         let mut asked = self.hub.ask(Ask { targets, head, timeout: Some(timeout), here: false }, &payload)?;
         let mut owing = asked.nodes();
         let mut acks = ServerAcks { answers: Vec::new(), missing: Vec::new(), unhandled: Vec::new() };
@@ -160,11 +165,11 @@ impl<'a> Servers<'a> {
         Ok(acks)
     }
 
-    fn targets(&self) -> Result<Targets<'_>, IdError> {
+    fn targets(&self) -> Result<Targets<'_>, EmitError> {
         match &self.only {
             None => Ok(Targets::Rooms(self.ns, &self.room)),
             Some(Ok(nodes)) => Ok(Targets::Nodes(nodes)),
-            Some(Err(error)) => Err(error.clone()),
+            Some(Err(error)) => Err(error.clone().into()),
         }
     }
 
@@ -254,7 +259,7 @@ where
         Fut: Future<Output = R> + Send + 'static,
     {
         match serde_json::from_slice(data) {
-            Err(error) => Box::pin(std::future::ready(Handled::Unfit(error.to_string()))),
+            Err(error) => Box::pin(std::future::ready(Handled::unfit(&error.to_string()))),
             Ok(data) => {
                 let handling = (self.handler)(ServerEvent { from: from.clone(), data });
                 Box::pin(async move {

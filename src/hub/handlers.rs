@@ -45,11 +45,16 @@ pub(crate) enum Handled {
 }
 
 impl Handled {
+    /// The data did not fit, and why: the beginning of it.
+    pub(crate) fn unfit(reason: &str) -> Self {
+        Self::Unfit(reason[..reason.floor_char_boundary(MAX_REASON_BYTES)].to_owned())
+    }
+
     /// The answer on the wire: one byte that says which, then the rest.
     fn encode(self) -> Bytes {
         let (tag, rest) = match &self {
             Self::Answer(answer) => (0, &answer[..]),
-            Self::Unfit(reason) => (1, &reason.as_bytes()[..reason.floor_char_boundary(MAX_REASON_BYTES)]),
+            Self::Unfit(reason) => (1, reason.as_bytes()),
             Self::Failed => (2, &[][..]),
             Self::TimedOut => (3, &[][..]),
         };
@@ -63,7 +68,7 @@ impl Handled {
     pub(crate) fn decode(body: &[u8]) -> Self {
         match body.split_first() {
             Some((0, answer)) => Self::Answer(answer.to_vec()),
-            Some((1, reason)) => Self::Unfit(String::from_utf8_lossy(reason).into_owned()),
+            Some((1, reason)) => Self::unfit(&String::from_utf8_lossy(reason)),
             Some((3, _)) => Self::TimedOut,
             _ => Self::Failed,
         }
@@ -86,8 +91,6 @@ pub(crate) struct Handlers {
     /// How many more events may be handled at the same time.
     running: Arc<Semaphore>,
     next_id: AtomicU64,
-    /// Events that were refused because too many were being handled.
-    refused: AtomicU64,
 }
 
 impl Handlers {
@@ -99,7 +102,6 @@ impl Handlers {
             detached: Mutex::new(Some(Vec::new())),
             running: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
             next_id: AtomicU64::new(1),
-            refused: AtomicU64::new(0),
         }
     }
 
@@ -259,7 +261,7 @@ impl Inbound for Front {
 impl Front {
     fn refuse(&self, request: &Request<'_, '_>, name: &str) {
         let hub = self.attachment.hub();
-        let refused = hub.handlers.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        let refused = hub.counters.server_events_refused.fetch_add(1, Ordering::Relaxed) + 1;
         // Whoever floods this node does not flood its log, too.
         if refused.is_power_of_two() {
             let (limit, ns) = (hub.config.link.max_server_events, self.attachment.ns());
@@ -374,7 +376,9 @@ mod tests {
         assert_eq!(read(Handled::TimedOut), Handled::TimedOut);
         assert_eq!(Handled::decode(b""), Handled::Failed);
         assert_eq!(Handled::decode(b"\x09later"), Handled::Failed);
-        let Handled::Unfit(reason) = read(Handled::Unfit("\u{e4}".repeat(1000))) else { panic!("a reason") };
-        assert_eq!(reason, "\u{e4}".repeat(MAX_REASON_BYTES / 2));
+        let long = "\u{e4}".repeat(1000);
+        for cut in [Handled::unfit(&long), read(Handled::Unfit(long.clone()))] {
+            assert_eq!(cut, Handled::Unfit("\u{e4}".repeat(MAX_REASON_BYTES / 2)));
+        }
     }
 }

@@ -85,6 +85,8 @@ pub(crate) struct Counters {
     pub(crate) no_namespace: AtomicU64,
     /// Questions of other nodes that were answered with "busy".
     pub(crate) requests_refused: AtomicU64,
+    /// Events of other servers that were refused because too many were being handled here.
+    pub(crate) server_events_refused: AtomicU64,
     /// Answers that nobody waited for any more.
     pub(crate) late_answers: AtomicU64,
     /// Links refused or ended for a protocol violation.
