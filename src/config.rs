@@ -128,6 +128,9 @@ pub struct LinkConfig {
     /// The longest user-set data of one socket or member, in bytes. Default is 1,024; more is refused.
     /// Cost: up to this for each that sets it.
     pub max_data_bytes: usize,
+    /// The most events of other servers that are being handled at the same time. Default is 1,024; one more is not
+    /// handled, and answered with "busy" where an answer is wanted. Cost: about 1 KiB each, and what the handlers hold.
+    pub max_server_events: usize,
     /// How long `drain` waits for peers to acknowledge what was queued. Default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -154,6 +157,7 @@ impl Default for LinkConfig {
             max_requests: 65_536,
             max_serving_per_peer: 65_536,
             max_data_bytes: 1024,
+            max_server_events: 1024,
             drain_timeout: Duration::from_secs(5),
         }
     }

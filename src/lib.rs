@@ -13,6 +13,7 @@
 //! * [`quic`]: endpoint, certificates, handshake, the tasks of a link.
 //! * [`gossip`]: chitchat over the links, and discovery.
 //! * [`plain`]: the front for servers without Socket.IO.
+//! * [`servers`]: events for the servers themselves (`hub/handlers.rs`: who handles them).
 //! * `socketioxide`: the front for socketioxide.
 //! * `status`: the status endpoint.
 //!
@@ -43,13 +44,14 @@ pub mod ids;
 pub mod node;
 pub mod plain;
 pub mod quic;
+pub mod servers;
 #[cfg(feature = "socketioxide")]
 pub mod socketioxide;
 pub mod status;
 
 pub use config::Config;
 pub use core::members::{Member as ClusterMember, MemberState};
-pub use error::{DropReason, IdError, StartError};
+pub use error::{AskError, DropReason, IdError, StartError};
 pub use event::{Event, Events, RoomEvent, RoomEvents};
 pub use hub::Receipt;
 pub use hub::cluster_rooms::RoomWatch;
@@ -58,3 +60,4 @@ pub use ids::{Incarnation, NodeId};
 pub use node::{Node, NodeBuilder};
 pub use plain::{Emit, EmitError, Member, MemberId, NamespaceHandle as Namespace, Rooms, Sink};
 pub use quic::tls::ClusterSecret;
+pub use servers::{ServerAcks, ServerEvent, ServerEventError, ServerEventHandler, Servers};

@@ -1,6 +1,7 @@
-//! A node: start, ready, drain, stop (`node/builder.rs`: what it is started with). The only file that knows the order of start and stop.
+//! A node: start, ready, drain, stop (`node/builder.rs`: what it is started with; `node/servers.rs`: events for other nodes). The only file that knows the order of start and stop.
 
 mod builder;
+mod servers;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -309,11 +310,11 @@ impl Node {
         });
     }
 
-    /// The questions of this node that wait for answers, and those of other nodes that are being answered here: for tests.
+    /// Questions of this node that wait for answers, and questions that are being answered here: for tests that nothing is
+    /// left behind.
     #[doc(hidden)]
     pub fn pending_requests(&self) -> (usize, usize) {
-        let hub = &self.inner.hub;
-        (hub.requests.pending(), hub.peers().iter().map(|peer| peer.serving.len()).sum())
+        self.inner.hub.pending_requests()
     }
 
     pub(crate) fn hub(&self) -> &Arc<Hub> {

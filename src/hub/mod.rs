@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster_rooms;
 pub(crate) mod feed;
+pub(crate) mod handlers;
 pub(crate) mod peer;
 pub(crate) mod requests;
 pub(crate) mod rooms;
@@ -31,6 +32,7 @@ use crate::error::{DropReason, IdError, LinkError};
 use crate::event::Event;
 use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
 use feed::InterestFeed;
+use handlers::Handlers;
 use peer::PeerQueue;
 use requests::{MissingReason, Reply, Request, RequestTable};
 use rooms::{PathRooms, RoomFeed};
@@ -94,6 +96,8 @@ pub(crate) struct Counters {
     pub(crate) no_namespace: AtomicU64,
     /// Questions of other nodes that were answered with "busy".
     pub(crate) requests_refused: AtomicU64,
+    /// Events of other servers that were refused because too many were being handled here.
+    pub(crate) server_events_refused: AtomicU64,
     /// Answers that nobody waited for any more.
     pub(crate) late_answers: AtomicU64,
     /// Links refused or ended for a protocol violation.
@@ -139,6 +143,8 @@ pub(crate) struct Hub {
     pub(crate) counters: Counters,
     /// Questions to other nodes.
     pub(crate) requests: RequestTable,
+    /// Handlers of the events of other servers.
+    pub(crate) handlers: Handlers,
     pub(crate) events: broadcast::Sender<Event>,
     /// Room events, for whoever listens.
     pub(crate) room_feed: Arc<RoomFeed>,
@@ -274,6 +280,7 @@ impl Hub {
             feed: InterestFeed::new(config.link.interest_log_bytes),
             counters: Counters::default(),
             requests: RequestTable::new(config.link.max_requests),
+            handlers: Handlers::new(config.link.max_server_events),
             events: broadcast::channel(config.event_buffer.0).0,
             room_feed: RoomFeed::new(config.room_event_buffer.0),
             refusals: Mutex::default(),
@@ -469,6 +476,7 @@ impl Hub {
     /// The node stops: what fronts still say about their rooms is for nobody.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
+        self.handlers.stop();
         self.take_pending();
         self.flush_no_more();
         self.room_feed.stop();

@@ -30,6 +30,17 @@ pub enum EmitError {
         /// The limit, each for the targeted and for the excepted rooms.
         limit: usize,
     },
+    /// The data of a server event cannot be encoded. Nothing was sent.
+    #[error("encode the data of the event: {0}")]
+    Data(String),
+    /// The data of a server event is over what one frame takes. Nothing was sent.
+    #[error("emit an event with {got} bytes of data: the limit is {limit}")]
+    TooLarge {
+        /// The length of the data, in bytes.
+        got: usize,
+        /// The limit: what [`crate::config::LinkConfig::max_frame_bytes`] leaves beside the names.
+        limit: usize,
+    },
 }
 
 /// Names of rooms: one name, or an array, slice or `Vec` of names. Names are not copied unless they have to be.

@@ -15,17 +15,21 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
 
 use crate::core::frame::{BroadcastHead, PayloadKind};
 use crate::core::interest::RoomMode;
-use crate::error::IdError;
+use crate::error::{AskError, IdError};
 use crate::event::RoomEvents;
-use crate::hub::{Attachment, Hub, Inbound, Kept, lock};
+use crate::hub::{Attachment, Hub, Inbound, Kept, Receipt, lock};
 use crate::ids::Namespace;
+use crate::servers::{self, ServerAcks, ServerEvent, ServerEventHandler, Servers};
 use crowd::{Entry, Locals};
 
 pub use emit::{Emit, EmitError, Rooms};
@@ -119,6 +123,66 @@ impl NamespaceHandle {
     /// No rooms (`to([])`) is nobody: a list that happens to be empty must not reach everyone.
     pub fn to<'a>(&'a self, rooms: impl Rooms<'a>) -> Emit<'a> {
         Emit::to(&self.inner, None, rooms)
+    }
+
+    /// Registers a handler of the events that other nodes emit in this namespace, by name. As
+    /// [`Node::on_server_event`](crate::Node::on_server_event) in every other respect.
+    ///
+    /// The socketioxide front may have the same path: a handler there is for its servers, too.
+    ///
+    /// ```no_run
+    /// # async fn example(node: roomcast::Node) -> Result<(), Box<dyn std::error::Error>> {
+    /// use roomcast::ServerEvent;
+    ///
+    /// let chat = node.namespace("/chat")?;
+    /// chat.on_server_event("reload", async |event: ServerEvent<String>| println!("reload {}", event.data))?
+    ///     .detach();
+    /// chat.server_side_emit("reload", "prices")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`IdError::Event`] when the name is over [`crate::config::LinkConfig::max_room_bytes`].
+    pub fn on_server_event<T, R, F, Fut>(&self, name: &str, handler: F) -> Result<ServerEventHandler, IdError>
+    where
+        T: DeserializeOwned + 'static,
+        R: Serialize + 'static,
+        F: Fn(ServerEvent<T>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = R> + Send + 'static,
+    {
+        servers::on(self.inner.attachment.hub(), self.inner.ns(), name, handler)
+    }
+
+    /// The other nodes, to emit events to that are for servers and not for clients.
+    pub fn servers(&self) -> Servers<'_> {
+        Servers::new(self.inner.attachment.hub(), self.inner.ns())
+    }
+
+    /// Emits an event to all other nodes that have handlers in this namespace: as [`Servers::emit`].
+    ///
+    /// # Errors
+    /// [`EmitError`]: nobody gets it.
+    pub fn server_side_emit<T: Serialize + ?Sized>(
+        &self,
+        name: &str,
+        data: &T,
+    ) -> Result<Receipt, EmitError> {
+        self.servers().emit(name, data)
+    }
+
+    /// Emits an event to all other nodes that have handlers in this namespace, and waits for their acknowledgements: as
+    /// [`Servers::emit_with_ack`].
+    ///
+    /// # Errors
+    /// [`AskError`]: nobody gets it.
+    pub async fn server_side_emit_with_ack<R: DeserializeOwned>(
+        &self,
+        name: &str,
+        data: &(impl Serialize + ?Sized),
+        timeout: Duration,
+    ) -> Result<ServerAcks<R>, AskError> {
+        self.servers().emit_with_ack(name, data, timeout).await
     }
 }
 

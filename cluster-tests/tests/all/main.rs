@@ -17,5 +17,6 @@ mod lives;
 mod pure;
 mod rooms;
 mod seeds;
+mod servers;
 mod settled;
 mod trust;
