@@ -99,6 +99,12 @@ pub struct LinkConfig {
     /// The most questions of one node (or emitter) that are being answered at the same time. Default is 65,536; one
     /// more is answered with "busy". Cost: about 300 bytes each.
     pub max_serving_per_peer: usize,
+    /// How long a question to other nodes (rooms, sockets, counts) waits for their answers where no other time is given.
+    /// Default is 5 s. The nodes that have not answered by then are named as missing.
+    pub request_timeout: Duration,
+    /// The longest user-set data of one socket or member, in bytes. Default is 1,024; more is refused. Cost: up to this
+    /// for each that sets it.
+    pub max_data_bytes: usize,
     /// How long `drain` waits for peers to acknowledge what was queued. Default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -124,6 +130,8 @@ impl Default for LinkConfig {
             max_handshakes: 256,
             max_requests: 65_536,
             max_serving_per_peer: 65_536,
+            request_timeout: Duration::from_secs(5),
+            max_data_bytes: 1024,
             drain_timeout: Duration::from_secs(5),
         }
     }

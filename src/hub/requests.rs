@@ -168,6 +168,11 @@ impl RequestTable {
         lock(&self.pending).len()
     }
 
+    /// Requests of this node that it is answering itself.
+    pub(crate) fn serving_here(&self) -> usize {
+        self.here.len()
+    }
+
     fn settle(&self, id: u64, slot: PeerSlot, reason: Option<MissingReason>) {
         let settled = lock(&self.pending).settle(id, slot);
         note(settled, slot, reason);
