@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 
 use crate::core::frame::FrameError;
 pub use crate::core::outbox::DropReason;
+pub use crate::core::requests::TooManyRequests;
 pub use crate::ids::IdError;
 use crate::ids::{Incarnation, NodeId};
+use crate::plain::EmitError;
 
 /// Why a node did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,21 @@ pub enum StartError {
     /// The QUIC endpoint could not be made. Nothing is left running.
     #[error("open the QUIC endpoint: {0}")]
     Endpoint(#[from] std::io::Error),
+}
+
+/// Why other nodes were not asked. Nothing was sent, and nothing is kept.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// Who is meant or what is to be sent is unusable. Nobody was asked.
+    #[error(transparent)]
+    Selection(#[from] EmitError),
+    /// As many questions wait for answers as may ([`crate::config::LinkConfig::max_requests`]). Nobody was asked.
+    #[error(transparent)]
+    TooManyRequests(#[from] TooManyRequests),
+    /// It was called on a thread that is in no tokio runtime, where no timeout can be kept. Nobody was asked.
+    #[error("ask: call it in a tokio runtime")]
+    NoRuntime,
 }
 
 /// Why a link was not made, or ended. The node lives on; a peer that is still a member is dialled again.

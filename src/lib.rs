@@ -49,15 +49,14 @@ pub mod status;
 
 pub use config::Config;
 pub use core::members::{Member as ClusterMember, MemberState};
-pub use core::requests::TooManyRequests;
-pub use error::{DropReason, IdError, StartError};
+pub use error::{AskError, DropReason, IdError, StartError};
 pub use event::{Event, Events};
 pub use hub::Receipt;
 pub use hub::requests::{Missing, MissingReason};
 pub use ids::{Incarnation, NodeId};
 pub use node::{Node, NodeBuilder};
 pub use plain::{
-    AckError, AckSender, Acks, AskError, DataError, Emit, EmitError, Gathered, Member, MemberAck, MemberId,
+    AckError, AckSender, Acks, DataError, Emit, EmitError, Gathered, Member, MemberAck, MemberId,
     NamespaceHandle as Namespace, Rooms, Sink, SocketInfo,
 };
 pub use quic::tls::ClusterSecret;

@@ -206,13 +206,11 @@ impl Node {
         self.inner.endpoint.open_connections()
     }
 
-    /// The questions of this node that wait for answers, and those, of any node, that are being answered here: for
-    /// tests that nothing is left behind.
+    /// Questions of this node that wait for answers, and questions that are being answered here: for tests that nothing is
+    /// left behind.
     #[doc(hidden)]
     pub fn pending_requests(&self) -> (usize, usize) {
-        let hub = self.hub();
-        let of_peers: usize = hub.peers().iter().map(|peer| peer.serving.len()).sum();
-        (hub.requests.pending(), hub.requests.serving_here() + of_peers)
+        self.inner.hub.pending_requests()
     }
 
     pub(crate) fn hub(&self) -> &Arc<Hub> {

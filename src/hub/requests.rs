@@ -168,11 +168,6 @@ impl RequestTable {
         lock(&self.pending).len()
     }
 
-    /// Requests of this node that it is answering itself.
-    pub(crate) fn serving_here(&self) -> usize {
-        self.here.len()
-    }
-
     fn settle(&self, id: u64, slot: PeerSlot, reason: Option<MissingReason>) {
         let settled = lock(&self.pending).settle(id, slot);
         note(settled, slot, reason);
@@ -573,6 +568,12 @@ impl Hub {
             }
         }
         Ok(asked)
+    }
+
+    /// Questions of this node that wait for answers, and questions that are being answered here.
+    pub(crate) fn pending_requests(&self) -> (usize, usize) {
+        let serving = self.peers().iter().map(|peer| peer.serving.len()).sum::<usize>();
+        (self.requests.pending(), self.requests.here.len() + serving)
     }
 
     /// Orders something of other nodes, and of this one where `here` says so. Nobody waits for it.

@@ -108,9 +108,7 @@ impl Acks {
     /// The nodes whose share is missing so far, and why; complete when [`next`](Self::next) has returned none. What
     /// came from them before that counts.
     pub fn missing(&self) -> Vec<Missing> {
-        let mut missing = self.asked.missing();
-        missing.extend_from_slice(&self.unreadable);
-        missing
+        merged(self.asked.missing(), &self.unreadable)
     }
 }
 
@@ -118,6 +116,16 @@ impl fmt::Debug for Acks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acks").field("missing", &self.missing()).finish_non_exhaustive()
     }
+}
+
+/// Each node once.
+pub(super) fn merged(mut missing: Vec<Missing>, unreadable: &[Missing]) -> Vec<Missing> {
+    for more in unreadable {
+        if missing.iter().all(|missing| missing.node != more.node) {
+            missing.push(more.clone());
+        }
+    }
+    missing
 }
 
 /// Notes once that a node's answers are none.

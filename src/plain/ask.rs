@@ -8,10 +8,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tokio::runtime::Handle;
 
-use super::acks::note_unreadable;
-use super::{Acks, Emit, EmitError, MemberId, NamespaceHandle};
+use super::acks::{merged, note_unreadable};
+use super::{Acks, Emit, MemberId, NamespaceHandle};
 use crate::core::frame::{Op, RoomRecord, SocketRecord, decode_body};
-use crate::core::requests::TooManyRequests;
+use crate::error::AskError;
 use crate::hub::requests::{Ask, Asked, Missing};
 use crate::ids::NodeId;
 
@@ -19,21 +19,6 @@ use crate::ids::NodeId;
 const LIST_CREDIT: u32 = 16;
 /// The acknowledgements that a node may send before they are taken here.
 const ACK_CREDIT: u32 = 256;
-
-/// A question that could not be asked. Nobody was asked, and nobody got the message.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AskError {
-    /// The selection is unusable. Nobody was asked.
-    #[error(transparent)]
-    Selection(#[from] EmitError),
-    /// As many questions wait for answers as may. Nobody was asked.
-    #[error(transparent)]
-    TooManyRequests(#[from] TooManyRequests),
-    /// It was called on a thread that is in no tokio runtime, where no timeout can be kept. Nobody was asked.
-    #[error("ask: call it in a tokio runtime")]
-    NoRuntime,
-}
 
 /// What was gathered from the nodes that were asked. It derefs to the value.
 ///
@@ -190,9 +175,7 @@ impl Emit<'_> {
                 Err(_) => note_unreadable(&mut unreadable, answer.node),
             }
         }
-        let mut missing = asked.missing();
-        missing.append(&mut unreadable);
-        Ok(missing)
+        Ok(merged(asked.missing(), &unreadable))
     }
 
     fn ask(&self, op: Op, timeout: Duration, credit: u32, message: &Bytes) -> Result<Asked, AskError> {

@@ -34,7 +34,7 @@ use acks::WithAck;
 use crowd::{Entry, Locals};
 
 pub use acks::{AckError, AckSender, Acks, MemberAck};
-pub use ask::{AskError, Gathered, SocketInfo};
+pub use ask::{Gathered, SocketInfo};
 pub use emit::{Emit, EmitError, Rooms};
 pub use member::{DataError, Member, MemberId};
 
