@@ -131,6 +131,9 @@ pub struct LinkConfig {
     /// The most events of other servers that are being handled at the same time. Default is 1,024; one more is not
     /// handled, and answered with "busy" where an answer is wanted. Cost: about 1 KiB each, and what the handlers hold.
     pub max_server_events: usize,
+    /// How long a question to other nodes (rooms, sockets, counts) waits for their answers where no other time is given.
+    /// Default is 5 s. The nodes that have not answered by then are named as missing.
+    pub request_timeout: Duration,
     /// How long `drain` waits for peers to acknowledge what was queued. Default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -158,6 +161,7 @@ impl Default for LinkConfig {
             max_serving_per_peer: 65_536,
             max_data_bytes: 1024,
             max_server_events: 1024,
+            request_timeout: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(5),
         }
     }

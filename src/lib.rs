@@ -58,6 +58,9 @@ pub use hub::cluster_rooms::RoomWatch;
 pub use hub::requests::{Missing, MissingReason};
 pub use ids::{Incarnation, NodeId};
 pub use node::{Node, NodeBuilder};
-pub use plain::{Emit, EmitError, Member, MemberId, NamespaceHandle as Namespace, Rooms, Sink};
+pub use plain::{
+    AckError, AckSender, Acks, DataError, Emit, EmitError, Gathered, Member, MemberAck, MemberId,
+    NamespaceHandle as Namespace, Rooms, Sink, SocketInfo,
+};
 pub use quic::tls::ClusterSecret;
 pub use servers::{ServerAcks, ServerEvent, ServerEventError, ServerEventHandler, Servers};

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 pub use self::incoming::{InterestLimits, InterestReader, InterestStep};
 pub use self::last::{LastHead, Message};
 use crate::ids::{Namespace, RoomKey};
-pub use answer::{ANSWER_BYTES, RoomRecord, SocketRecord, parts};
+pub use answer::{ANSWER_BYTES, AckFailure, Acknowledged, RoomRecord, SocketRecord, parts};
 pub use request::{EndStatus, Op, RequestHead};
 
 /// The protocol version that this build speaks, and the oldest that it understands.
@@ -253,7 +253,9 @@ pub struct BroadcastHead<'a> {
     pub except: SmallVec<[&'a str; 4]>,
     /// The one Socket.IO server that this is for, by server id.
     pub server: Option<&'a str>,
-    /// The one socket that this is for, or the sender to leave out: as in the Socket.IO broadcast options.
+    /// The one socket that this is for, or, with the flag `0x02`, the sender to leave out: as in the Socket.IO broadcast
+    /// options. A member of the plain API is named by its number, which only its own node gave: who it names as the
+    /// sender is on the node that the frame comes from.
     pub socket: Option<&'a str>,
     /// The lengths of the binary attachments at the end of the payload.
     #[serde(deserialize_with = "list::read")]

@@ -1,3 +1,5 @@
+mod asking;
+
 use std::sync::OnceLock;
 
 use tokio::time::{Duration, timeout};

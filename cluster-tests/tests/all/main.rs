@@ -14,6 +14,7 @@ mod fronts;
 mod hostile;
 mod links;
 mod lives;
+mod plain;
 mod pure;
 mod rooms;
 mod seeds;
