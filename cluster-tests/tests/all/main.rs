@@ -12,6 +12,7 @@ mod fronts;
 mod hostile;
 mod links;
 mod lives;
+mod operations;
 mod pure;
 mod rooms;
 mod seeds;
