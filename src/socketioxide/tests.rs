@@ -1,3 +1,4 @@
+mod acks;
 mod fake;
 mod requests;
 mod server;

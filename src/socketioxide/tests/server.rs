@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::super::{Adapter, RoomcastAdapter, RoomcastAdapterConfig, Socket};
 use super::fake::Side;
 use crate::core::interest::RoomMode;
+use crate::socketioxide::adapter::adapter_behind;
 
 struct Server {
     side: Side,
@@ -198,6 +199,26 @@ async fn sockets_that_the_adapter_moved_are_taken_over_by_the_extractor() {
     client.send(r#"42["see"]"#).await;
     client.send("41").await;
     server.until("taken back", |side| !side.wants("/", "moved")).await;
+}
+
+#[tokio::test]
+async fn the_value_of_a_socket_goes_with_it() {
+    for config in [RoomcastAdapterConfig::new(), RoomcastAdapterConfig::new().with_exact_rooms(true)] {
+        let server = Server::start(config).await;
+        let (tell, mut told) = tokio::sync::mpsc::channel(1);
+        let connect = async move |socket: Socket| {
+            socket.set_data("user-1").unwrap();
+            let adapter = adapter_behind(|| _ = (*socket).rooms()).unwrap();
+            assert_eq!(adapter.data().get(socket.id), "user-1");
+            tell.send(Arc::clone(adapter.data())).await.ok();
+        };
+        server.io.ns("/", connect).await.unwrap();
+        let client = Client::connect(&server).await;
+        let table = told.recv().await.unwrap();
+        assert_eq!(table.len(), 1);
+        client.send("41").await;
+        server.until("the value is gone", |_| table.len() == 0).await;
+    }
 }
 
 #[tokio::test]
