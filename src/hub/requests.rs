@@ -579,16 +579,6 @@ impl Hub {
         head.id = id;
         head.timeout_ms = timeout.map_or(0, |t| u32::try_from(t.as_millis()).unwrap_or(u32::MAX).max(1));
         let grant_from = (head.credit / 2).max(1);
-        if !peers.is_empty() {
-            let frame = Head::Request(head.clone());
-            for (peer, reason) in self.push_all(&peers, &frame, payload) {
-                let reason = match reason {
-                    DropReason::PeerGone => MissingReason::Left,
-                    other => MissingReason::NotAsked(other),
-                };
-                self.requests.settle(id, peer.slot, Some(reason));
-            }
-        }
         let deadline =
             timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout.saturating_add(ANSWER_GRACE))));
         let asked = Asked {
@@ -599,10 +589,21 @@ impl Hub {
             taken: SmallVec::new(),
             grant_from,
         };
+        // Members here first, whatever becomes of the rest.
         if here {
             let reply = self.requests.here.begin(self, ReplyTo::Here(waiter), id, head.credit, usize::MAX);
             if let Some(reply) = reply {
                 self.serve(&Request { from: &self.id, head: &head, payload }, &reply);
+            }
+        }
+        if !peers.is_empty() {
+            let frame = Head::Request(head.clone());
+            for (peer, reason) in self.push_all(&peers, &frame, payload) {
+                let reason = match reason {
+                    DropReason::PeerGone => MissingReason::Left,
+                    other => MissingReason::NotAsked(other),
+                };
+                self.requests.settle(id, peer.slot, Some(reason));
             }
         }
         Ok(asked)

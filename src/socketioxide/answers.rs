@@ -37,6 +37,21 @@ impl Answers {
     fn questions(&self) -> Vec<Standing> {
         lock(&self.questions).clone()
     }
+
+    /// The questions that are kept.
+    #[cfg(test)]
+    pub(super) fn noted(&self) -> usize {
+        lock(&self.questions).len()
+    }
+
+    fn note(&self, question: &Standing) {
+        let mut questions = lock(&self.questions);
+        if questions.len() == questions.capacity() {
+            // Before it grows, forget what says nothing: a future may ask without end.
+            questions.retain(|question| !question.is_complete());
+        }
+        questions.push(question.clone());
+    }
 }
 
 impl fmt::Debug for Answers {
@@ -77,7 +92,7 @@ pub async fn with_answers<F: Future>(future: F) -> (F::Output, Answers) {
 /// Notes a question for those who collect on this thread.
 pub(super) fn collect(question: &Standing) {
     COLLECTING.with_borrow(|collecting| {
-        collecting.iter().for_each(|answers| lock(&answers.questions).push(question.clone()));
+        collecting.iter().for_each(|answers| answers.note(question));
     });
 }
 

@@ -27,12 +27,17 @@
 //! members here; its handlers take [`Socket`] of this module and join and leave with its methods. When a room is
 //! joined past it in an exact namespace, a warning is logged and the namespace falls back to flood.
 //!
+//! Every operation of socketioxide works over the cluster: `emit_with_ack`, `join`, `leave`, `disconnect`, `rooms` and
+//! `fetch_sockets`, for all sockets, for rooms and for one remote socket. Joins, leaves and disconnections are applied in
+//! order with what is emitted and wait for nobody. What needs answers ends when each node has answered, has gone or does
+//! not have the namespace; [`with_answers`] names the nodes whose answers are missing.
+//!
 //! Limit what clients can make a server keep. Rooms that clients name are held here and on every other node: give each
 //! client a limit of rooms. socketioxide keeps every namespace that a client ever reached through a dynamic one: beyond
 //! [`LinkConfig::max_namespaces`](crate::config::LinkConfig::max_namespaces) further ones are refused.
 //!
 //! All nodes must use the same parser: what one parser has encoded, another cannot send. A broadcast that does not
-//! fit the parser here is dropped, with a warning.
+//! fit the parser here is dropped, with a warning; asked for acknowledgements, the node counts as failed.
 
 mod acks;
 mod adapter;
@@ -209,8 +214,7 @@ pub enum Error {
     /// The message is over the limit of a frame, or the names of its rooms are over 64 KiB. Sockets here were served,
     /// other nodes not.
     #[error(
-        "broadcast a message of {bytes} bytes over the cluster: the limit is {limit} bytes, and {MAX_HEAD_BYTES} for \
-         the names of its rooms"
+        "send {bytes} bytes over the cluster: the limit is {limit} bytes, and {MAX_HEAD_BYTES} for the names of rooms"
     )]
     TooLarge {
         /// The size of the payload.

@@ -31,7 +31,7 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
     pub(super) fn add_sockets_now(&self, opts: BroadcastOptions, rooms: Vec<Room>) -> Result<(), Error> {
         let target = self.target(&opts);
         if target.is_here() {
-            self.add_here(opts.clone(), rooms.clone());
+            self.join_if_here(opts.clone(), rooms.clone());
         }
         self.order(Op::Join, target, &opts, &rooms)
     }

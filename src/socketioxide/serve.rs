@@ -77,7 +77,7 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
 
     /// As [`add_here`](Self::add_here), where the one socket that is meant may have gone: the server would keep its rooms
     /// for ever.
-    fn join_if_here(&self, opts: BroadcastOptions, rooms: Vec<Room>) {
+    pub(super) fn join_if_here(&self, opts: BroadcastOptions, rooms: Vec<Room>) {
         let one = if is_one(&opts.rooms, opts.flags()) { opts.sid } else { None };
         let is_here = |sid| !self.local().fetch_sockets(BroadcastOptions::new(sid)).is_empty();
         if one.is_some_and(|sid| !is_here(sid)) {

@@ -1,3 +1,4 @@
+mod acks;
 mod fake;
 mod receipts;
 mod requests;

@@ -190,10 +190,8 @@ async fn who_is_too_slow_is_told_how_many_are_missing_and_who_watches_too_much_h
     while own.rooms.len() < 50 {
         // The other listener of the same size, which keeps up as far as it may: what it misses is its own concern.
         match soon("a room event", own.watch.recv()).await.unwrap() {
-            RoomEvent::RoomOpened { room, .. } => drop(own.rooms.insert(room.to_string())),
-            RoomEvent::Missed(missed) => {
-                (0..missed).for_each(|n| drop(own.rooms.insert(format!("missed {n}"))))
-            }
+            RoomEvent::RoomOpened { room, .. } => own.rooms.extend([room.to_string()]),
+            RoomEvent::Missed(missed) => own.rooms.extend((0..missed).map(|n| format!("missed {n}"))),
             other => panic!("{other:?}"),
         }
     }

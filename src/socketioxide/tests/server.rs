@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::super::{Adapter, RoomcastAdapter, RoomcastAdapterConfig, Socket};
 use super::fake::Side;
 use crate::core::interest::RoomMode;
+use crate::socketioxide::adapter::adapter_behind;
 
 struct Server {
     side: Side,
@@ -232,6 +233,26 @@ async fn in_a_flood_namespace_room_events_follow_the_sockets() {
     client.send("40/refused,").await;
     for name in ["create-room", "join-room", "leave-room", "delete-room"] {
         assert_eq!(next().await, format!("{name} /refused waiting"));
+    }
+}
+
+#[tokio::test]
+async fn the_value_of_a_socket_goes_with_it() {
+    for config in [RoomcastAdapterConfig::new(), RoomcastAdapterConfig::new().with_exact_rooms(true)] {
+        let server = Server::start(config).await;
+        let (tell, mut told) = tokio::sync::mpsc::channel(1);
+        let connect = async move |socket: Socket| {
+            socket.set_data("user-1").unwrap();
+            let adapter = adapter_behind(|| _ = (*socket).rooms()).unwrap();
+            assert_eq!(adapter.data().get(socket.id), "user-1");
+            tell.send(Arc::clone(adapter.data())).await.ok();
+        };
+        server.io.ns("/", connect).await.unwrap();
+        let client = Client::connect(&server).await;
+        let table = told.recv().await.unwrap();
+        assert_eq!(table.len(), 1);
+        client.send("41").await;
+        server.until("the value is gone", |_| table.len() == 0).await;
     }
 }
 
