@@ -171,10 +171,14 @@ fn lock(printed: &Mutex<Printed>) -> MutexGuard<'_, Printed> {
 /// When cargo fails; what it says is in the message.
 pub fn chat_program() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| build("chat"))
+    BUILT.get_or_init(|| example_program("chat"))
 }
 
-fn build(example: &str) -> PathBuf {
+/// The program of an example, as [`chat_program`]; cargo looks each time whether it is built.
+///
+/// # Panics
+/// When cargo fails; what it says is in the message.
+pub fn example_program(example: &str) -> PathBuf {
     // <target>/<profile>/deps/<test>
     let test = env::current_exe().expect("a test knows its program");
     let profile = test.parent().and_then(Path::parent).expect("cargo puts tests into folders");

@@ -9,6 +9,7 @@ mod browser;
 mod clients;
 mod cluster_rooms;
 mod events;
+mod examples;
 mod formation;
 mod fronts;
 mod hostile;
