@@ -243,6 +243,23 @@ async fn another_parser_is_a_missing_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_acknowledge_times_out_where_it_is() {
+    let nodes = Setup::new("ops-timeout").formed(2).await;
+    let servers = servers(&nodes, Parser::MsgPack, &config(false)).await;
+    let (quick, silent) = (servers[1].connect(&[]).await, servers[1].connect(&[]).await);
+    silent.answers.store(false, Ordering::Relaxed);
+    until_fetched("all", || servers[0].all(), 2).await;
+    let operator = servers[0].all().timeout(Duration::from_millis(200));
+    let (acks, answers) = with_answers(operator.emit_with_ack("ask", &ASKED)).await;
+    let acks = soon("the timeout", collect(acks.unwrap())).await;
+    let of = |sid| acks.iter().find(|(of, _)| *of == sid).map(|(_, ack)| ack);
+    assert!(matches!(of(quick.sid), Some(Ok(ack)) if *ack == ACKED), "{acks:?}");
+    assert!(matches!(of(silent.sid), Some(Err(AckError::Timeout))), "{acks:?}");
+    // The node has answered for both.
+    assert!(acks.len() == 2 && answers.is_complete(), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_dies_ends_its_share_and_is_named() {
     a_node_that_goes("ops-dies", true).await;
 }
