@@ -16,5 +16,5 @@ mod operations;
 mod pure;
 mod rooms;
 mod seeds;
-mod servers;
+mod sockets;
 mod trust;

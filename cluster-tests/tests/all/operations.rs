@@ -18,7 +18,7 @@ use socketioxide::ack::AckStream;
 use socketioxide::operators::BroadcastOperators;
 use socketioxide::socket::Sid;
 
-use super::servers::{ACKED, ASKED, NS, Parser, Server, client};
+use super::sockets::{ACKED, ASKED, NS, Parser, Server, client};
 
 type Acks = AckStream<Bytes, Adapter>;
 
