@@ -34,6 +34,12 @@ impl NodeId {
     }
 }
 
+impl AsRef<str> for NodeId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -163,6 +169,14 @@ pub enum IdError {
     /// A room name over the limit. The join or emit had no effect.
     #[error("use a room name of {len} bytes: the limit is {limit}")]
     Room {
+        /// The length given, in bytes.
+        len: usize,
+        /// [`crate::config::LinkConfig::max_room_bytes`].
+        limit: usize,
+    },
+    /// The name of a server event over the limit. Nothing was registered or emitted.
+    #[error("use an event name of {len} bytes: the limit is {limit}")]
+    Event {
         /// The length given, in bytes.
         len: usize,
         /// [`crate::config::LinkConfig::max_room_bytes`].

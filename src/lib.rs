@@ -13,6 +13,7 @@
 //! * [`quic`]: endpoint, certificates, handshake, the tasks of a link.
 //! * [`gossip`]: chitchat over the links, and discovery.
 //! * [`plain`]: the front for servers without Socket.IO.
+//! * [`servers`]: events for the servers themselves (`hub/handlers.rs`: who handles them).
 //! * `socketioxide`: the front for socketioxide.
 //! * `status`: the status endpoint.
 //!
@@ -43,17 +44,23 @@ pub mod ids;
 pub mod node;
 pub mod plain;
 pub mod quic;
+pub mod servers;
 #[cfg(feature = "socketioxide")]
 pub mod socketioxide;
 pub mod status;
 
 pub use config::Config;
 pub use core::members::{Member as ClusterMember, MemberState};
-pub use error::{DropReason, IdError, StartError};
-pub use event::{Event, Events};
+pub use error::{AskError, DropReason, IdError, StartError};
+pub use event::{Event, Events, RoomEvent, RoomEvents};
 pub use hub::Receipt;
+pub use hub::cluster_rooms::RoomWatch;
 pub use hub::requests::{Missing, MissingReason};
 pub use ids::{Incarnation, NodeId};
 pub use node::{Node, NodeBuilder};
-pub use plain::{Emit, EmitError, Member, MemberId, NamespaceHandle as Namespace, Rooms, Sink};
+pub use plain::{
+    AckError, AckSender, Acks, DataError, Emit, EmitError, Gathered, Member, MemberAck, MemberId,
+    NamespaceHandle as Namespace, Rooms, Sink, SocketInfo,
+};
 pub use quic::tls::ClusterSecret;
+pub use servers::{ServerAcks, ServerEvent, ServerEventError, ServerEventHandler, Servers};

@@ -22,13 +22,13 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Sleep;
 
 use crate::core::frame::{
-    BroadcastHead, EndStatus, Head, LENGTH_BYTES, RequestHead, encode_body, encode_head,
+    BroadcastHead, EndStatus, Head, LENGTH_BYTES, Op, RequestHead, encode_body, encode_head,
 };
 use crate::core::requests::{Requests, Settled, TooManyRequests};
 use crate::core::routes::PeerMask;
 use crate::error::DropReason;
 use crate::hub::peer::{PeerQueue, count};
-use crate::hub::{Hub, Receipt, lock};
+use crate::hub::{Hub, Receipt, cluster_rooms, lock};
 use crate::ids::{Namespace, NodeId, PeerSlot, RoomKey};
 
 /// How much longer than its timeout a question waits for the answers of other nodes: those apply the timeout, too, and
@@ -270,6 +270,11 @@ impl Asked {
         if !state.missing.contains(&missing) {
             state.missing.push(missing);
         }
+    }
+
+    /// The nodes that were asked.
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        lock(&self.waiter.state).asked.iter().map(|(_, node)| node.clone()).collect()
     }
 
     fn taken(&mut self, slot: PeerSlot) {
@@ -603,7 +608,14 @@ impl Hub {
         Ok(asked)
     }
 
-    /// Orders something of other nodes, and of this one where `here` says so. Nobody waits for it.
+    /// Questions of this node that wait for answers, and questions that are being answered here.
+    pub(crate) fn pending_requests(&self) -> (usize, usize) {
+        let serving = self.peers().iter().map(|peer| peer.serving.len()).sum::<usize>();
+        (self.requests.pending(), self.requests.here.len() + serving)
+    }
+
+    /// Orders something of other nodes, and of this one where `here` says so. Nobody waits for it. Names that are no peers
+    /// are among what was dropped.
     pub(crate) fn order(
         self: &Arc<Self>,
         targets: Targets<'_>,
@@ -615,16 +627,15 @@ impl Hub {
         if here {
             self.serve(&Request { from: &self.id, head, payload }, &Reply::nobody());
         }
-        let (peers, _) = self.select(targets);
-        if peers.is_empty() {
-            return Receipt::default();
+        let (peers, strangers) = self.select(targets);
+        let mut receipt = Receipt { targeted: peers.len() + strangers.len(), ..Receipt::default() };
+        if !peers.is_empty() {
+            let dropped = self.push_all(&peers, &Head::Request(head.clone()), payload);
+            receipt.queued = peers.len() - dropped.len();
+            receipt.dropped = dropped.into_iter().map(|(peer, reason)| (peer.id.clone(), reason)).collect();
         }
-        let dropped = self.push_all(&peers, &Head::Request(head.clone()), payload);
-        Receipt {
-            targeted: peers.len(),
-            queued: peers.len() - dropped.len(),
-            dropped: dropped.into_iter().map(|(peer, reason)| (peer.id.clone(), reason)).collect(),
-        }
+        receipt.dropped.extend(strangers.into_iter().map(|node| (node, DropReason::PeerGone)));
+        receipt
     }
 
     /// A request of a peer. Runs on the task that reads the link: must not wait.
@@ -646,6 +657,12 @@ impl Hub {
 
     /// Has the fronts of the namespace here do what is asked.
     fn serve(self: &Arc<Self>, request: &Request<'_, '_>, reply: &Reply) {
+        if request.head.op == Op::WatchRooms {
+            if let (true, Ok(runtime)) = (reply.is_wanted(), Handle::try_current()) {
+                runtime.spawn(cluster_rooms::tell(Arc::clone(self), reply.clone()));
+            }
+            return;
+        }
         let fronts = self.fronts_of(request.head.to.ns);
         if fronts.is_empty() {
             reply.end_as(EndStatus::NoNamespace);

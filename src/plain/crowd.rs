@@ -1,8 +1,9 @@
 //! Who is in which room of one namespace on this node.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use hashbrown::HashMap;
+use bytes::Bytes;
+use hashbrown::{HashMap, HashSet};
 
 use super::{MemberId, Sink};
 
@@ -13,7 +14,32 @@ const INDEX_FROM: usize = 32;
 #[derive(Clone)]
 pub(super) struct Entry {
     pub(super) id: MemberId,
-    pub(super) sink: Arc<dyn Sink>,
+    /// What its handle and everyone who finds it in a crowd share.
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What there is of a member beside its number.
+pub(super) struct Shared<S: ?Sized = dyn Sink> {
+    /// Locked before the namespace, never after.
+    pub(super) joined: Mutex<Joined>,
+    /// What the user has set for it.
+    pub(super) data: Mutex<Bytes>,
+    /// The user's code: never called under a lock.
+    pub(super) sink: S,
+}
+
+/// The rooms of a member.
+#[derive(Default)]
+pub(super) struct Joined {
+    pub(super) rooms: HashSet<Arc<str>>,
+    /// It is disconnected and joins nothing any more.
+    pub(super) gone: bool,
+}
+
+impl Entry {
+    pub(super) fn new(id: MemberId, sink: impl Sink) -> Self {
+        Self { id, shared: Arc::new(Shared { joined: Mutex::default(), data: Mutex::default(), sink }) }
+    }
 }
 
 /// The members of one room.
@@ -50,6 +76,13 @@ impl Crowd {
         if let (true, Some(moved)) = (indexed, list.get(place)) {
             self.places.insert(moved.id, place);
         }
+    }
+
+    fn find(&self, id: MemberId) -> Option<&Entry> {
+        if self.places.is_empty() {
+            return self.list.iter().find(|entry| entry.id == id);
+        }
+        self.places.get(&id).and_then(|place| self.list.get(*place))
     }
 }
 
@@ -102,6 +135,16 @@ impl Locals {
         Arc::clone(&self.everyone.list)
     }
 
+    /// One member.
+    pub(super) fn member(&self, id: MemberId) -> Option<Entry> {
+        self.everyone.find(id).cloned()
+    }
+
+    /// The rooms, each with its number of members.
+    pub(super) fn rooms(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.rooms.iter().map(|(room, crowd)| (&**room, crowd.list.len()))
+    }
+
     /// The members of a room, when there are any.
     pub(super) fn room(&self, room: &str) -> Option<Arc<Vec<Entry>>> {
         self.rooms.get(room).map(|crowd| Arc::clone(&crowd.list))
@@ -113,7 +156,7 @@ mod tests {
     use super::*;
 
     fn entry(id: u64) -> Entry {
-        Entry { id: MemberId(id), sink: Arc::new(|_| {}) }
+        Entry::new(MemberId(id), |_| {})
     }
 
     fn ids(crowd: &Crowd) -> Vec<u64> {
@@ -137,6 +180,7 @@ mod tests {
                 crowd.remove(MemberId(id));
             }
             assert_eq!(ids(&crowd), model.iter().copied().collect::<Vec<_>>(), "step {step}");
+            assert_eq!(crowd.find(MemberId(id)).map(|entry| entry.id.0), model.get(&id).copied());
         }
     }
 

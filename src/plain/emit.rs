@@ -1,15 +1,16 @@
-//! One message on its way out: whom it is for, then the bytes.
+//! A selection of members, and one message on its way to them: whom it is for, then the bytes.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
 use super::{Inner, MemberId};
-use crate::core::frame::{BroadcastHead, MAX_ROOMS, PayloadKind};
+use crate::core::frame::{BroadcastHead, MAX_ROOMS, Op, PayloadKind};
 use crate::error::IdError;
 use crate::hub::Receipt;
-use crate::ids::RoomKey;
+use crate::ids::{NodeId, RoomKey};
 
 /// The bit of a volatile message in the flags of a frame.
 const VOLATILE: u8 = 0x04;
@@ -28,6 +29,17 @@ pub enum EmitError {
         /// The rooms given.
         got: usize,
         /// The limit, each for the targeted and for the excepted rooms.
+        limit: usize,
+    },
+    /// The data of a server event cannot be encoded. Nothing was sent.
+    #[error("encode the data of the event: {0}")]
+    Data(String),
+    /// The data of a server event is over what one frame takes. Nothing was sent.
+    #[error("emit an event with {got} bytes of data: the limit is {limit}")]
+    TooLarge {
+        /// The length of the data, in bytes.
+        got: usize,
+        /// The limit: what [`crate::config::LinkConfig::max_frame_bytes`] leaves beside the names.
         limit: usize,
     },
 }
@@ -86,23 +98,36 @@ impl<'a, T: AsRef<str>> Rooms<'a> for &'a Vec<T> {
     }
 }
 
-/// A message that knows whom it is for; [`emit`](Self::emit) gives it its bytes and sends it.
-#[must_use = "nothing is sent before `emit`"]
+/// A selection of members, and what can be done with them: [`emit`](Self::emit) sends them a message,
+/// [`emit_with_ack`](Self::emit_with_ack) one that they acknowledge; [`join`](Self::join), [`leave`](Self::leave) and
+/// [`disconnect`](Self::disconnect) are done to them; [`sockets`](Self::sockets), [`rooms`](Self::rooms) and
+/// [`count`](Self::count) ask about them.
+#[must_use = "nothing happens before `emit` or what else is to be done with the selected members"]
 pub struct Emit<'a> {
-    inner: &'a Inner,
-    sender: Option<MemberId>,
-    everyone: bool,
-    rooms: SmallVec<[Cow<'a, str>; 2]>,
-    except: SmallVec<[Cow<'a, str>; 1]>,
-    local: bool,
+    pub(super) inner: &'a Inner,
+    /// Who emits, on this node, and is left out.
+    pub(super) sender: Option<MemberId>,
+    /// The one member that is meant, and its node.
+    pub(super) only: Option<(NodeId, MemberId)>,
+    pub(super) everyone: bool,
+    pub(super) rooms: SmallVec<[Cow<'a, str>; 2]>,
+    pub(super) except: SmallVec<[Cow<'a, str>; 1]>,
+    pub(super) local: bool,
     volatile: bool,
+    /// How long questions wait; none for the setting.
+    pub(super) timeout: Option<Duration>,
 }
 
 impl<'a> Emit<'a> {
     #[inline]
     pub(super) fn all(inner: &'a Inner, sender: Option<MemberId>) -> Self {
         let (rooms, except) = (smallvec![], smallvec![]);
-        Self { inner, sender, everyone: true, rooms, except, local: false, volatile: false }
+        let (everyone, local, volatile) = (true, false, false);
+        Self { inner, sender, only: None, everyone, rooms, except, local, volatile, timeout: None }
+    }
+
+    pub(super) fn member(inner: &'a Inner, node: NodeId, member: MemberId) -> Self {
+        Self { only: Some((node, member)), ..Self::all(inner, None) }
     }
 
     #[inline]
@@ -125,7 +150,7 @@ impl<'a> Emit<'a> {
     }
 
     /// To other nodes only when it can go at once: it is dropped rather than queued, and never sent again. Members here
-    /// get it in any case.
+    /// get it in any case. For messages to rooms or everyone, without acknowledgement; it changes nothing else.
     pub fn volatile(mut self) -> Self {
         self.volatile = true;
         self
@@ -153,16 +178,25 @@ impl<'a> Emit<'a> {
     pub async fn emit_wait(self, message: impl Into<Bytes>) -> Result<Receipt, EmitError> {
         self.check()?;
         let message = message.into();
-        if !self.local && !self.volatile && (self.everyone || !self.rooms.is_empty()) {
-            let names: usize = self.rooms.iter().chain(&self.except).map(|room| room.len() + 2).sum();
-            let ns = self.inner.ns();
-            self.inner.hub().writable(ns, &self.keys(), message.len() + names + HEAD_BYTES).await;
+        let (hub, ns) = (self.inner.hub(), self.inner.ns());
+        let names: usize = self.rooms.iter().chain(&self.except).map(|room| room.len() + 2).sum();
+        let bytes = message.len() + names + HEAD_BYTES;
+        match &self.only {
+            _ if self.local => {}
+            Some((node, _)) => {
+                let peer = hub.peers().into_iter().find(|peer| peer.id == *node);
+                if let Some(peer) = peer {
+                    peer.writable(bytes + ns.path().len()).await;
+                }
+            }
+            None if self.volatile || (!self.everyone && self.rooms.is_empty()) => {}
+            None => hub.writable(ns, &self.keys(), bytes).await,
         }
         Ok(self.send(&message))
     }
 
     #[inline]
-    fn check(&self) -> Result<(), EmitError> {
+    pub(super) fn check(&self) -> Result<(), EmitError> {
         let got = self.rooms.len().max(self.except.len());
         if got > MAX_ROOMS {
             return Err(EmitError::TooManyRooms { got, limit: MAX_ROOMS });
@@ -174,7 +208,7 @@ impl<'a> Emit<'a> {
     }
 
     #[inline]
-    fn keys(&self) -> SmallVec<[RoomKey; 4]> {
+    pub(super) fn keys(&self) -> SmallVec<[RoomKey; 4]> {
         let ns = self.inner.ns();
         let mut keys = SmallVec::new();
         self.rooms.iter().for_each(|room| keys.push(ns.room(room)));
@@ -182,6 +216,9 @@ impl<'a> Emit<'a> {
     }
 
     fn send(&self, message: &Bytes) -> Receipt {
+        if self.only.is_some() {
+            return self.order(Op::Deliver, &[], message);
+        }
         if !self.everyone && self.rooms.is_empty() {
             return Receipt::default();
         }
@@ -205,7 +242,7 @@ impl<'a> Emit<'a> {
 
 /// Pushed one by one: for the usual one room that is much cheaper than `collect`.
 #[inline]
-fn borrowed<'s>(rooms: &'s [Cow<'_, str>]) -> SmallVec<[&'s str; 4]> {
+pub(super) fn borrowed<'s>(rooms: &'s [Cow<'_, str>]) -> SmallVec<[&'s str; 4]> {
     let mut names = SmallVec::new();
     rooms.iter().for_each(|room| names.push(&**room));
     names

@@ -7,14 +7,19 @@
 
 mod browser;
 mod clients;
+mod cluster_rooms;
+mod events;
 mod formation;
 mod fronts;
 mod hostile;
 mod links;
 mod lives;
 mod operations;
+mod plain;
 mod pure;
 mod rooms;
 mod seeds;
+mod servers;
+mod settled;
 mod sockets;
 mod trust;

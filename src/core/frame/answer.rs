@@ -1,6 +1,9 @@
 //! What answers to questions say. Their payload is one value of this file or a plain one, by [`super::encode_body`].
 
+use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
+
+use super::FrameError;
 
 /// About how many bytes of a list go into one answer.
 pub const ANSWER_BYTES: usize = 32 * 1024;
@@ -27,6 +30,74 @@ pub struct RoomRecord {
     pub members: u64,
 }
 
+/// What members of the plain API acknowledge, in the answers to [`Op::Deliver`](super::Op::Deliver).
+///
+/// One byte says which; then member numbers of 8 bytes each (little endian), and behind the one of
+/// [`Given`](Self::Given) the acknowledgement as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acknowledged {
+    /// A member has given this.
+    Given(u64, Bytes),
+    /// These have not, for one reason.
+    Failed(AckFailure, Vec<u64>),
+}
+
+/// Why a member has given no acknowledgement. Their numbers are on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AckFailure {
+    /// Not within the time.
+    TimedOut = 1,
+    /// It has dropped the chance to.
+    Dropped = 2,
+    /// It is over the limit of a frame.
+    TooLarge = 3,
+}
+
+impl Acknowledged {
+    /// The payload of an answer.
+    pub fn encode(&self) -> Bytes {
+        let mut body = BytesMut::new();
+        match self {
+            Self::Given(member, given) => {
+                body.reserve(9 + given.len());
+                body.put_u8(0);
+                body.put_u64_le(*member);
+                body.put_slice(given);
+            }
+            Self::Failed(why, members) => {
+                body.reserve(1 + 8 * members.len());
+                body.put_u8(*why as u8);
+                members.iter().for_each(|member| body.put_u64_le(*member));
+            }
+        }
+        body.freeze()
+    }
+
+    /// Reads the payload of an answer.
+    ///
+    /// # Errors
+    /// [`FrameError::Payload`]: the bytes come from the network.
+    pub fn decode(body: &Bytes) -> Result<Self, FrameError> {
+        let unreadable = FrameError::Payload("not an acknowledgement");
+        let Some((which, rest)) = body.split_first() else { return Err(unreadable) };
+        let why = match which {
+            0 => {
+                let member = rest.first_chunk().ok_or(unreadable)?;
+                return Ok(Self::Given(u64::from_le_bytes(*member), body.slice(9..)));
+            }
+            1 => AckFailure::TimedOut,
+            2 => AckFailure::Dropped,
+            3 => AckFailure::TooLarge,
+            _ => return Err(unreadable),
+        };
+        let (members, odd) = rest.as_chunks();
+        if !odd.is_empty() {
+            return Err(unreadable);
+        }
+        Ok(Self::Failed(why, members.iter().map(|member| u64::from_le_bytes(*member)).collect()))
+    }
+}
+
 /// Cuts a list into parts of about [`ANSWER_BYTES`], each for one answer. An empty list has no part.
 pub fn parts<T>(items: Vec<T>, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
     let mut parts: Vec<Vec<T>> = Vec::new();
@@ -48,6 +119,33 @@ pub fn parts<T>(items: Vec<T>, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn acknowledgements_are_read_as_they_were_written() {
+        let all = [
+            Acknowledged::Given(7, Bytes::from_static(b"yes")),
+            Acknowledged::Given(u64::MAX, Bytes::new()),
+            Acknowledged::Failed(AckFailure::TimedOut, vec![1, 2, u64::MAX]),
+            Acknowledged::Failed(AckFailure::Dropped, vec![]),
+            Acknowledged::Failed(AckFailure::TooLarge, vec![3]),
+        ];
+        for one in all {
+            assert_eq!(Acknowledged::decode(&one.encode()), Ok(one));
+        }
+        // The bytes themselves, so that another version reads them.
+        assert_eq!(
+            Acknowledged::Given(258, Bytes::from_static(b"x")).encode()[..],
+            *b"\0\x02\x01\0\0\0\0\0\0x"
+        );
+    }
+
+    #[test]
+    fn what_is_no_acknowledgement_is_an_error() {
+        for bad in [&b""[..], b"\0", b"\x001234567", b"\x01123456789", b"\x0412345678", b"\xff"] {
+            let unreadable = Err(FrameError::Payload("not an acknowledgement"));
+            assert_eq!(Acknowledged::decode(&Bytes::copy_from_slice(bad)), unreadable, "{bad:?}");
+        }
+    }
 
     #[test]
     fn lists_are_cut_by_size_and_keep_their_order() {

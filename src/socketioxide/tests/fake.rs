@@ -364,11 +364,20 @@ fn frames(queue: &PeerQueue, to: &Side, mut each: impl FnMut(Head<'_>, Bytes)) -
     queue.take(usize::MAX >> 1, &mut chunks);
     let wire = Bytes::from(chunks.concat());
     let (mut at, mut frames) = (0, 0);
+    let mut last = Bytes::new();
     while at < wire.len() {
         let length = u32::from_le_bytes(*wire[at..].first_chunk::<LENGTH_BYTES>().unwrap()) as usize;
         let frame = wire.slice(at + LENGTH_BYTES..at + LENGTH_BYTES + length);
         let (head, used) = decode_head(&frame, &to.hub.limits).unwrap();
-        each(head, frame.slice(used..));
+        match head {
+            Head::Again => each(decode_head(&last, &to.hub.limits).unwrap().0, frame.slice(used..)),
+            head => {
+                if matches!(head, Head::Broadcast(_)) {
+                    last = frame.slice(..used);
+                }
+                each(head, frame.slice(used..));
+            }
+        }
         (at, frames) = (at + LENGTH_BYTES + length, frames + 1);
     }
     frames
