@@ -22,5 +22,5 @@ mod rooms;
 mod seeds;
 mod servers;
 mod settled;
-mod sio;
+mod sockets;
 mod trust;

@@ -18,7 +18,7 @@ use socketioxide::ack::AckStream;
 use socketioxide::operators::BroadcastOperators;
 use socketioxide::socket::Sid;
 
-use super::sio::{ACKED, ASKED, NS, Parser, Server, client};
+use super::sockets::{ACKED, ASKED, NS, Parser, Server, client};
 
 type Acks = AckStream<Bytes, Adapter>;
 
@@ -243,8 +243,34 @@ async fn another_parser_is_a_missing_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_acknowledge_times_out_where_it_is() {
+    let nodes = Setup::new("ops-timeout").formed(2).await;
+    let servers = servers(&nodes, Parser::MsgPack, &config(false)).await;
+    let (quick, silent) = (servers[1].connect(&[]).await, servers[1].connect(&[]).await);
+    silent.answers.store(false, Ordering::Relaxed);
+    until_fetched("all", || servers[0].all(), 2).await;
+    let operator = servers[0].all().timeout(Duration::from_millis(200));
+    let (acks, answers) = with_answers(operator.emit_with_ack("ask", &ASKED)).await;
+    let acks = soon("the timeout", collect(acks.unwrap())).await;
+    let of = |sid| acks.iter().find(|(of, _)| *of == sid).map(|(_, ack)| ack);
+    assert!(matches!(of(quick.sid), Some(Ok(ack)) if *ack == ACKED), "{acks:?}");
+    assert!(matches!(of(silent.sid), Some(Err(AckError::Timeout))), "{acks:?}");
+    // The node has answered for both.
+    assert!(acks.len() == 2 && answers.is_complete(), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_dies_ends_its_share_and_is_named() {
-    let nodes = Setup::new("ops-dies").formed(3).await;
+    a_node_that_goes("ops-dies", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_leaves_ends_its_share_and_is_named() {
+    a_node_that_goes("ops-leaves", false).await;
+}
+
+async fn a_node_that_goes(name: &str, crash: bool) {
+    let nodes = Setup::new(name).formed(3).await;
     let servers = servers(&nodes, Parser::Json, &config(false)).await;
     let (here, there) = (servers[0].connect(&[]).await, servers[1].connect(&[]).await);
     let dying = servers[2].connect(&[]).await;
@@ -261,14 +287,46 @@ async fn a_node_that_dies_ends_its_share_and_is_named() {
     eventually("the client there was asked", || dying.heard(&ASKED)).await;
     assert!(!answers.is_complete() && answers.missing().is_empty());
     let id = nodes[2].name();
-    // As a crash: without a goodbye. Its server still holds the node, so its port is not free.
-    nodes[2].gate.cut();
-    nodes[2].stop().await;
+    if crash {
+        // Without a goodbye. Its server still holds the node, so its port is not free.
+        nodes[2].gate.cut();
+        nodes[2].stop().await;
+    } else {
+        nodes[2].drain().await;
+    }
     // `soon` gives up after 40 of the 60 seconds.
     assert!(next().await.is_none());
     let missing = answers.missing();
     assert_eq!((missing[0].node.as_str(), missing[0].reason), (id, MissingReason::Left));
     assert_eq!((missing.len(), nodes[0].pending_requests()), (1, (0, 0)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_while_others_ask_is_heard_and_nobody_is_missed() {
+    let setup = Setup::new("ops-comes");
+    let nodes = setup.formed(2).await;
+    let servers = servers(&nodes, Parser::Json, &config(true)).await;
+    let clients = [servers[0].connect(&["r"]).await, servers[1].connect(&["r"]).await];
+    until_fetched("r", || servers[0].all().to("r"), 2).await;
+    let known: BTreeSet<Sid> = clients.iter().map(|client| client.sid).collect();
+    let come = async {
+        let node = setup.start_at(&setup.seat(2), [nodes[0].addr()]).await;
+        let server = Server::start(&node, Parser::Json, config(true)).await;
+        (server.connect(&["r"]).await, server, node)
+    };
+    let ask = async {
+        loop {
+            let sids = fetched(servers[0].all().to("r")).await;
+            assert!(sids.is_superset(&known), "{sids:?}");
+            let (acked, _) = acked(servers[0].all().to("r")).await;
+            assert!(acked.is_superset(&known), "{acked:?}");
+            if sids.len() == 3 && acked.len() == 3 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let _ = soon("the third is heard", async { tokio::join!(come, ask) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ use socketioxide_core::{Sid, Uid, Value};
 
 use super::super::{Answers, Error, RoomcastAdapterConfig, with_answers};
 use super::fake::{FakeParser, FakeSockets, Side, event, now, pass, text};
-use super::{Pair, everyone, flagged, join, to};
+use super::{Pair, everyone, flagged, join, lock_listed, to};
 use crate::config::Config;
 use crate::core::frame::{
     BroadcastHead, Op, PayloadKind, RequestHead, RoomRecord, SocketRecord, decode_body,
@@ -125,6 +125,8 @@ fn crowd(pair: &Pair) -> [[Sid; 3]; 2] {
 fn selections([a, b]: [[Sid; 3]; 2], there: Uid) -> Vec<(BroadcastOptions, Vec<Sid>)> {
     let mut leaving_out = everyone();
     leaving_out.sid = Some(a[0]);
+    let mut lobby_there = to(&["lobby"]);
+    lobby_there.server_id = Some(there);
     vec![
         (everyone(), [a, b].concat()),
         (to(&["lobby"]), vec![a[0], a[1], b[0], b[1]]),
@@ -136,6 +138,7 @@ fn selections([a, b]: [[Sid; 3]; 2], there: Uid) -> Vec<(BroadcastOptions, Vec<S
         (flagged(everyone(), BroadcastFlags::Local), a.to_vec()),
         (one(b[2], there), vec![b[2]]),
         (one(Sid::new(), there), vec![]),
+        (lobby_there, vec![b[0], b[1]]),
         (BroadcastOptions::new(a[1]), vec![a[1]]),
     ]
 }
@@ -222,6 +225,10 @@ async fn one_server_costs_one_frame_to_its_node() {
     c.tell(&pair.a, to_c.slot);
     third.connect();
     let sid = pair.to.connect();
+    // A second server of that node has the same path, and says that it has the same socket.
+    let second = FakeSockets::new("/chat", FakeParser::Text);
+    let _second = pair.b.adapter(RoomcastAdapterConfig::new(), &second);
+    lock_listed(&second, sid);
     let opts = || one(sid, pair.to.server);
     let to_c = || {
         let mut waiting = Vec::new();
