@@ -99,6 +99,10 @@ pub struct LinkConfig {
     /// The most questions of one node (or emitter) that are being answered at the same time. Default is 65,536; one
     /// more is answered with "busy". Cost: about 300 bytes each.
     pub max_serving_per_peer: usize,
+    /// The most emitters that this node serves at the same time. Default is 256; one more is refused with the reason. One
+    /// whose link broke counts until `resume_window` is over. Cost: up to that of a peer each: `outbox_bytes` of answers that
+    /// it does not take, and what its link holds.
+    pub max_emitters: usize,
     /// How long `drain` waits for peers to acknowledge what was queued. Default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -124,6 +128,7 @@ impl Default for LinkConfig {
             max_handshakes: 256,
             max_requests: 65_536,
             max_serving_per_peer: 65_536,
+            max_emitters: 256,
             drain_timeout: Duration::from_secs(5),
         }
     }

@@ -11,6 +11,7 @@
 //! * `hub`: the data path that fronts and links share.
 //! * `actors`: the owners of state that changes: registry, peers, membership.
 //! * [`quic`]: endpoint, certificates, handshake, the tasks of a link.
+//! * [`emitter`]: publishing from a process that is no server.
 //! * [`gossip`]: chitchat over the links, and discovery.
 //! * [`plain`]: the front for servers without Socket.IO.
 //! * `socketioxide`: the front for socketioxide.
@@ -34,6 +35,7 @@
 pub(crate) mod actors;
 pub mod config;
 pub mod core;
+pub mod emitter;
 pub mod error;
 pub mod event;
 pub mod gossip;
@@ -49,9 +51,11 @@ pub mod status;
 
 pub use config::Config;
 pub use core::members::{Member as ClusterMember, MemberState};
+pub use emitter::{Emitter, EmitterBuilder, Parser};
 pub use error::{DropReason, IdError, StartError};
 pub use event::{Event, Events};
 pub use hub::Receipt;
+pub use hub::requests::{Missing, MissingReason};
 pub use ids::{Incarnation, NodeId};
 pub use node::{Node, NodeBuilder};
 pub use plain::{Emit, EmitError, Member, MemberId, NamespaceHandle as Namespace, Rooms, Sink};

@@ -4,6 +4,7 @@
 //! bounded enqueue per interested peer.
 
 pub(crate) mod feed;
+pub(crate) mod guests;
 pub(crate) mod peer;
 pub(crate) mod requests;
 
@@ -28,6 +29,7 @@ use crate::error::{DropReason, IdError, LinkError};
 use crate::event::Event;
 use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
 use feed::InterestFeed;
+use guests::Guests;
 use peer::PeerQueue;
 use requests::{MissingReason, Reply, Request, RequestTable};
 
@@ -126,6 +128,8 @@ pub(crate) struct Hub {
     pub(crate) counters: Counters,
     /// Questions to other nodes.
     pub(crate) requests: RequestTable,
+    /// The emitters that are linked to this node.
+    pub(crate) guests: Guests,
     pub(crate) events: broadcast::Sender<Event>,
     /// The reasons that were logged, by address.
     refusals: Mutex<HashMap<IpAddr, LinkError>>,
@@ -254,6 +258,7 @@ impl Hub {
             feed: InterestFeed::new(config.link.interest_log_bytes),
             counters: Counters::default(),
             requests: RequestTable::new(config.link.max_requests),
+            guests: Guests::default(),
             events: broadcast::channel(config.event_buffer.0).0,
             refusals: Mutex::default(),
             stopped: AtomicBool::new(false),

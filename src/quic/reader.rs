@@ -11,15 +11,15 @@ use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::core::frame::{
-    BroadcastHead, Head, InterestHead, InterestPart, LENGTH_BYTES, Resume, WireMode, decode_broadcast,
-    decode_head, decode_keys, frame_len,
+    BroadcastHead, Head, InterestHead, InterestPart, LAST_WORD, LENGTH_BYTES, Resume, WireMode,
+    decode_broadcast, decode_head, decode_keys, frame_len,
 };
 use crate::core::inbox::Verdict;
 use crate::core::interest::{InterestChange, InterestDelta, RoomMode};
 use crate::error::LinkError;
 use crate::event::Event;
 use crate::hub::feed::KEYS_PER_FRAME;
-use crate::hub::peer::{LentInbox, PeerQueue, count, count_alone};
+use crate::hub::peer::{LentInbox, PeerQueue, PeerRole, count, count_alone};
 use crate::hub::requests::MissingReason;
 use crate::hub::{Hub, Recent};
 use crate::ids::{Namespace, Seq};
@@ -101,6 +101,9 @@ impl Reader {
                 }
             };
             silent_ticks = 0;
+            if self.peer.role == PeerRole::Guest && self.peer.has_parted() {
+                continue;
+            }
             count(&self.peer.counters.bytes_received, block.len() as u64);
             let (mut at, mut run) = (0, Run::default());
             while let Some(length) = frame_len(&block[at..], &self.reader.limits)? {
@@ -116,7 +119,9 @@ impl Reader {
             if self.epoch != 0 {
                 self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
             }
-            if self.unacked >= ACK_BYTES {
+            // An emitter waits for it to know that a node has taken over.
+            let at_once = self.unacked > 0 && self.peer.role == PeerRole::Guest;
+            if self.unacked >= ACK_BYTES || at_once {
                 self.unacked = 0;
                 self.signal(&self.signals.ack);
                 // The writer is in the same task: however much comes in, it must get to say so.
@@ -144,7 +149,7 @@ impl Reader {
             }
             if let Some((head, bytes)) = &run.head {
                 if self.accept(frame.len()) {
-                    self.hub.deliver_recent(&mut run.recent, head, payload(bytes.len()));
+                    self.hub.arrived(&self.peer, &mut run.recent, head, payload(bytes.len()));
                 }
                 return Ok(None);
             }
@@ -153,13 +158,16 @@ impl Reader {
         if self.resume.is_some() && !matches!(head, Head::Resume(_)) {
             return Err(LinkError::Violation("the second frame is not a resume".into()));
         }
+        if !self.peer.role.may_say(&head) {
+            return Err(LinkError::Violation("a frame that its sender must not send".into()));
+        }
         if head.is_counted() && self.epoch == 0 {
             return Err(LinkError::Violation("a counted frame before the start".into()));
         }
         match head {
             Head::Broadcast(broadcast) => {
                 if self.accept(frame.len()) {
-                    self.hub.deliver(&broadcast, &payload(used));
+                    self.hub.arrived_alone(&self.peer, &broadcast, &payload(used));
                 }
             }
             Head::Request(request) => {
@@ -190,7 +198,11 @@ impl Reader {
             }
             Head::Received { seq, interest } => {
                 self.peer.ack(Seq(seq));
-                self.peer.interest_acked.fetch_max(interest, Ordering::AcqRel);
+                if self.peer.role == PeerRole::Host {
+                    self.peer.part(interest == LAST_WORD);
+                } else {
+                    self.peer.interest_acked.fetch_max(interest, Ordering::AcqRel);
+                }
             }
             Head::Resume(resume) => {
                 let Some(to_writer) = self.resume.take() else {

@@ -7,6 +7,7 @@
 
 mod browser;
 mod clients;
+mod emitters;
 mod formation;
 mod fronts;
 mod hostile;
