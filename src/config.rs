@@ -31,6 +31,22 @@ pub struct Config {
     /// Events that a slow listener may be behind before it misses some. Default is 1,024.
     /// Cost: about 100 bytes each, once per node.
     pub event_buffer: EventBuffer,
+    /// Room events that a slow listener may be behind before it misses some. Default is 4,096.
+    /// Cost: about 100 bytes each, and the names of rooms that are no more, once per node and from the first listener on.
+    pub room_event_buffer: RoomEventBuffer,
+    /// The most rooms of the cluster that one [`RoomWatch`](crate::RoomWatch) holds. Default is 2,000,000. Rooms beyond it
+    /// open and close unnoticed, which is logged once. Cost: 80 to 135 bytes for each room with a short name.
+    pub watched_rooms: WatchedRooms,
+}
+
+/// See [`Config::watched_rooms`].
+#[derive(Debug, Clone, Copy)]
+pub struct WatchedRooms(pub usize);
+
+impl Default for WatchedRooms {
+    fn default() -> Self {
+        Self(2_000_000)
+    }
 }
 
 /// See [`Config::event_buffer`].
@@ -40,6 +56,16 @@ pub struct EventBuffer(pub usize);
 impl Default for EventBuffer {
     fn default() -> Self {
         Self(1024)
+    }
+}
+
+/// See [`Config::room_event_buffer`]: at least 1, at most 16,777,216.
+#[derive(Debug, Clone, Copy)]
+pub struct RoomEventBuffer(pub usize);
+
+impl Default for RoomEventBuffer {
+    fn default() -> Self {
+        Self(4096)
     }
 }
 

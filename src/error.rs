@@ -77,6 +77,9 @@ pub enum LinkError {
         /// The incarnation that is known.
         known: Incarnation,
     },
+    /// The other side has this node's id, and is newer. Refused; this node tells its operator.
+    #[error("the node id {0} is in use by this node, too; give each node its own id")]
+    Taken(NodeId),
     /// Another link to the same run of that node stands or is preferred. That one is used.
     #[error("another link to the same node is kept")]
     Duplicate,
@@ -103,6 +106,28 @@ pub enum LinkError {
     Stopping,
 }
 
+/// How [`LinkError::Closed`] begins.
+const CLOSED: &str = "closed by the peer: ";
+
+impl LinkError {
+    /// The other side closed the link and said why, maybe in words that came from here: they are not said twice.
+    pub(crate) fn closed(mut reason: &str) -> Self {
+        while let Some(rest) = reason.strip_prefix(CLOSED) {
+            reason = rest;
+        }
+        Self::Closed(if reason.is_empty() { "without a reason".to_owned() } else { reason.to_owned() })
+    }
+
+    /// The run for which the other side refused the run `own` of the node `id` as older: its [`LinkError::Stale`], which
+    /// comes as text.
+    pub(crate) fn newer_run(&self, id: &NodeId, own: Incarnation) -> Option<Incarnation> {
+        let Self::Closed(text) = self else { return None };
+        let before = format!("older incarnation {own} of node {id}: incarnation ");
+        let newer = text.strip_prefix(&before)?.strip_suffix(" is known")?;
+        newer.parse().ok().map(Incarnation).filter(|newer| *newer > own)
+    }
+}
+
 impl From<FrameError> for LinkError {
     fn from(error: FrameError) -> Self {
         Self::Violation(error.to_string())
@@ -117,4 +142,30 @@ pub struct AdvertiseError {
     pub addr: SocketAddr,
     /// What is wrong with it and what to do.
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_refused_as_older_learns_of_the_newer_run() {
+        let id = NodeId::new("a").unwrap();
+        let stale = LinkError::Stale { id: id.clone(), got: Incarnation(5), known: Incarnation(7) };
+        assert_eq!(stale.to_string(), "older incarnation 5 of node a: incarnation 7 is known");
+        let heard = LinkError::closed(&stale.to_string());
+        assert_eq!(heard.newer_run(&id, Incarnation(5)), Some(Incarnation(7)));
+        assert_eq!(heard.newer_run(&id, Incarnation(6)), None, "not this run");
+        assert_eq!(heard.newer_run(&NodeId::new("b").unwrap(), Incarnation(5)), None);
+        let older = LinkError::closed("older incarnation 5 of node a: incarnation 4 is known");
+        assert_eq!(older.newer_run(&id, Incarnation(5)), None, "it makes no sense");
+        assert_eq!(LinkError::closed("bye").newer_run(&id, Incarnation(5)), None);
+    }
+
+    #[test]
+    fn what_the_peer_said_is_said_once() {
+        let twice = LinkError::closed(&LinkError::closed("no room").to_string());
+        assert_eq!(twice.to_string(), "closed by the peer: no room");
+        assert_eq!(LinkError::closed("").to_string(), "closed by the peer: without a reason");
+    }
 }

@@ -13,7 +13,7 @@ roomcast: joins Socket.IO servers into one cluster without a broker
 
 Usage:
   roomcast keygen                       print a new cluster secret
-  roomcast status --admin URL [--json]  show a node's members and links, or its own JSON
+  roomcast status --admin URL [--json]  show a node's members, links and seeds, or its own JSON
 
 Options:
   --admin URL    the admin address of a node, for example http://127.0.0.1:9001
@@ -197,18 +197,22 @@ fn body(mut answer: Vec<u8>) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The status for readers: the node, its members, its links.
+/// The status for readers: the node, its members, its links, how its seeds do.
 fn table(report: &Value) -> String {
     let node = &report["node"];
     let ready = if report["ready"] == true { "ready" } else { "not ready" };
     let mut out = format!(
-        "node {} (incarnation {}, roomcast {}, up {}) in cluster {}: {ready}\n\n",
+        "node {} (incarnation {}, roomcast {}, up {}) in cluster {}: {ready}\n",
         text(&node["id"]),
         text(&node["incarnation"]),
         text(&node["version"]),
         duration(&node["uptime_ms"]),
         text(&report["cluster"]),
     );
+    if !report["conflict"].is_null() {
+        out.push_str(&format!("conflict: {}\n", text(&report["conflict"])));
+    }
+    out.push('\n');
     let members = rows(&report["members"], |member| {
         vec![
             text(&member["id"]),
@@ -235,7 +239,23 @@ fn table(report: &Value) -> String {
     });
     let titles = ["LINK", "STATE", "ROUND TRIP", "UP", "QUEUED", "SENT", "RECEIVED", "ROOMS"];
     write_rows(&mut out, &titles, &links);
+    let seeds = rows(&report["discovery"], seed);
+    if !seeds.is_empty() {
+        out.push('\n');
+        write_rows(&mut out, &["SEED", "ADDRESSES", "LAST SUCCESS", "LAST ERROR"], &seeds);
+    }
     out
+}
+
+fn seed(seed: &Value) -> Vec<String> {
+    let addresses = seed["addresses"].as_array().map_or(&[][..], Vec::as_slice);
+    let addresses: Vec<String> = addresses.iter().map(text).collect();
+    let ago = match duration(&seed["last_success_ms_ago"]) {
+        never if never == "-" => "never".to_owned(),
+        ago => format!("{ago} ago"),
+    };
+    let shown = if addresses.is_empty() { "-".to_owned() } else { addresses.join(" ") };
+    vec![text(&seed["source"]), shown, ago, text(&seed["last_error"])]
 }
 
 fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
@@ -344,19 +364,34 @@ mod tests {
     }
 
     #[test]
-    fn a_table_shows_members_and_links() {
+    fn a_table_shows_members_links_and_seeds() {
         let report = serde_json::json!({
             "node": {"id": "a", "incarnation": 7, "version": "0.1.0", "uptime_ms": 61_000}, "cluster": "c",
             "ready": true,
             "members": [{"id": "a", "state": "live", "address": "127.0.0.1:1", "since_ms_ago": 10, "incarnation": 7}],
             "links": [{"peer": "long\u{1b}name", "state": "up", "round_trip_us": 250, "uptime_ms": null, "rooms": 3}],
+            "discovery": [
+                {"source": "a.:7", "addresses": ["10.0.0.1:7", "10.0.0.2:7"], "last_success_ms_ago": 3_000, "last_error": null},
+                {"source": "b.:7", "addresses": [], "last_success_ms_ago": null, "last_error": "no such name"},
+            ],
         });
         let text = table(&report);
+        assert!(text.contains("\nSEED  ADDRESSES              LAST SUCCESS  LAST ERROR\n"), "{text}");
+        assert!(text.contains("\na.:7  10.0.0.1:7 10.0.0.2:7  3s ago        -\n"), "{text}");
+        assert!(text.contains("\nb.:7  -                      never         no such name\n"), "{text}");
         assert!(
             text.starts_with("node a (incarnation 7, roomcast 0.1.0, up 61s) in cluster c: ready\n"),
             "{text}"
         );
         assert!(text.contains("\na       live   127.0.0.1:1  10ms   7\n"), "{text}");
         assert!(text.contains("\nlong?name  up     0.25 ms     -   -"), "{text}");
+    }
+
+    #[test]
+    fn a_table_shows_a_conflict_below_the_node() {
+        let report = serde_json::json!({"ready": false, "conflict": "another process", "discovery": []});
+        let text = table(&report);
+        assert!(text.contains(": not ready\nconflict: another process\n\nMEMBER"), "{text}");
+        assert!(!text.contains("SEED"), "{text}");
     }
 }

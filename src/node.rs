@@ -15,14 +15,16 @@ use tokio::task::JoinHandle;
 
 use crate::actors::incoming;
 use crate::actors::links::LinkTable;
+use crate::actors::listeners::{self, Recipient};
 use crate::actors::membership::Drain;
 use crate::actors::system::{self, Actors};
 use crate::core::members::Member;
 use crate::error::{IdError, StartError};
-use crate::event::Events;
+use crate::event::{Event, Events, RoomEvent, RoomEvents};
 use crate::gossip::discovery::{self, DiscoveryShared, DiscoveryState, Seed};
 use crate::gossip::{Gossip, transport};
 use crate::hub::Hub;
+use crate::hub::cluster_rooms::{self, RoomWatch};
 use crate::hub::peer::PeerQueue;
 use crate::hub::requests::MissingReason;
 use crate::ids::{Incarnation, NodeId};
@@ -66,6 +68,8 @@ struct Inner {
     started: SystemTime,
     state: watch::Sender<NodeState>,
     tasks: Vec<JoinHandle<()>>,
+    /// Where the node was started: for tasks that begin later.
+    runtime: tokio::runtime::Handle,
 }
 
 /// Where in its life a node is.
@@ -131,6 +135,70 @@ impl Node {
         self.inner.hub.guests.len()
     }
 
+    /// What happens to the rooms of this node from now on, in all namespaces: a stream of [`RoomEvent`]s. For one
+    /// namespace use [`RoomEvents::only`].
+    ///
+    /// Covers members of the plain API and sockets that join and leave with `roomcast::socketioxide::Socket` or are moved
+    /// by the adapter (`io.local().join("room")`). Joins with socketioxide's own `SocketRef` are seen by no adapter.
+    /// Without a listener, rooms cost nothing more.
+    ///
+    /// ```no_run
+    /// # async fn doc(node: roomcast::Node) {
+    /// let mut events = node.room_events().only("/chat");
+    /// while let Some(event) = events.recv().await {
+    ///     println!("{}: {event:?}", event.name());
+    /// }
+    /// # }
+    /// ```
+    pub fn room_events(&self) -> RoomEvents {
+        self.inner.hub.room_feed.listen()
+    }
+
+    /// The rooms of the whole cluster, in all namespaces, as this node sees it: [`RoomEvent::RoomOpened`] for each room that
+    /// has a member anywhere, at first for those that have one now, and [`RoomEvent::RoomClosed`] when the last member is
+    /// gone, also because its node died or is on the other side of a split. Of one room they alternate, each exactly once
+    /// for each transition that this node sees; after a split is healed, only what differs is said.
+    ///
+    /// Each watch asks every node for the names of its rooms and holds them (see
+    /// [`Config::watched_rooms`](crate::Config::watched_rooms)): watch on the few nodes that need it. Rooms of socketioxide
+    /// are those that [`room_events`](Self::room_events) covers.
+    ///
+    /// ```no_run
+    /// # async fn doc(node: roomcast::Node) {
+    /// use roomcast::RoomEvent;
+    ///
+    /// let mut watch = node.watch_rooms();
+    /// while let Some(event) = watch.recv().await {
+    ///     match event {
+    ///         RoomEvent::RoomOpened { ns, room } => println!("{ns} {room}: somebody is there"),
+    ///         RoomEvent::RoomClosed { ns, room } => println!("{ns} {room}: empty everywhere"),
+    ///         other => println!("{}", other.name()),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn watch_rooms(&self) -> RoomWatch {
+        let (watch, run) = cluster_rooms::watch(&self.inner.hub);
+        self.until_stopped(run);
+        watch
+    }
+
+    /// As [`room_events`](Self::room_events), as messages to an actor (of actix 0.13, in any system). May be called from
+    /// any thread.
+    ///
+    /// Ends when the actor or the node stops; until then it keeps the actor alive. While the mailbox is full, events wait
+    /// in the buffer of the node ([`Config::room_event_buffer`](crate::Config::room_event_buffer)); what does not fit
+    /// there either is counted, and the actor is told how many it missed as soon as its mailbox has room.
+    pub fn room_events_to(&self, recipient: Recipient<RoomEvent>) {
+        self.until_stopped(listeners::forward(self.room_events(), recipient));
+    }
+
+    /// As [`events`](Self::events), as messages to an actor: see [`room_events_to`](Self::room_events_to), with
+    /// [`Config::event_buffer`](crate::Config::event_buffer) as the buffer.
+    pub fn events_to(&self, recipient: Recipient<Event>) {
+        self.until_stopped(listeners::forward(self.events(), recipient));
+    }
+
     /// The plain API for a namespace: connect members, join rooms, emit bytes.
     ///
     /// # Errors
@@ -152,6 +220,30 @@ impl Node {
         while !self.is_ready() {
             tokio::time::sleep(READY_CHECK).await;
         }
+    }
+
+    /// Resolves when every other node has heard of everything that was joined on this node before the call, in any
+    /// namespace and by any front: a message that is emitted anywhere from then on reaches who joined.
+    ///
+    /// Takes about a round trip, and at most the interest tick (5 ms by default) before it. "Every node" is each that this
+    /// node knows at the time of the call. One whose link is down for the moment is waited for until it is back or is
+    /// given up, so put a limit around it ([`tokio::time::timeout`]) where the wait must be short. The other side of a
+    /// split cluster is given up like a dead node. Resolves at once on a node that has stopped.
+    ///
+    /// Cancel safe: nothing is kept of a future that is dropped.
+    ///
+    /// ```no_run
+    /// # async fn doc(node: roomcast::Node) -> Result<(), Box<dyn std::error::Error>> {
+    /// let chat = node.namespace("/chat")?;
+    /// let member = chat.connect(|message| println!("{message:?}"));
+    /// member.join("lobby")?;
+    /// node.settled().await;
+    /// // From now on no message for the lobby is missed, whoever emits it.
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn settled(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.inner.hub.settled()
     }
 
     /// Whether the actors still work. Never depends on other nodes.
@@ -207,6 +299,17 @@ impl Node {
     #[doc(hidden)]
     pub fn open_connections(&self) -> usize {
         self.inner.endpoint.open_connections()
+    }
+
+    /// Runs a task until it ends or the node stops.
+    fn until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut state = self.inner.state.subscribe();
+        self.inner.runtime.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                _ = state.wait_for(|state| *state == NodeState::Stopped) => {}
+            }
+        });
     }
 
     pub(crate) fn hub(&self) -> &Arc<Hub> {
@@ -377,6 +480,7 @@ impl NodeBuilder {
                 started,
                 state: watch::channel(NodeState::Running).0,
                 tasks,
+                runtime: tokio::runtime::Handle::current(),
             }),
         })
     }

@@ -44,6 +44,8 @@ pub struct RawLink {
     pub send: SendStream,
     recv: RecvStream,
     buf: BytesMut,
+    /// The head of the last broadcast from the node.
+    last_head: Bytes,
 }
 
 impl RawPeer {
@@ -85,7 +87,7 @@ impl RawPeer {
     pub async fn open(&self, to: SocketAddr) -> RawLink {
         let conn = self.connect(to).await.expect("the node takes connections");
         let (send, recv) = conn.open_bi().await.expect("the connection stands");
-        RawLink { conn, send, recv, buf: BytesMut::new() }
+        RawLink { conn, send, recv, buf: BytesMut::new(), last_head: Bytes::new() }
     }
 
     /// Says hello; the answer is not read.
@@ -108,7 +110,8 @@ impl RawPeer {
     pub async fn link(&self, to: SocketAddr, ns: &str) -> RawLink {
         let mut link = self.greeted(to).await;
         let (mode, part) = (WireMode::Flood, InterestPart::SnapshotEnd);
-        link.say(&Head::Interest(InterestHead { version: 1, part, ns, mode, added: 0 }), &[]).await;
+        link.say(&Head::Interest(InterestHead { version: 1, part, ns, number: 1, mode, added: 0 }), &[])
+            .await;
         link
     }
 
@@ -135,19 +138,29 @@ impl RawLink {
         let _ = self.send.write_all(bytes).await;
     }
 
-    /// The next frame from the node, without its length; none when the stream has ended.
+    /// The next frame from the node, without its length, and with its head where it repeats one; none when the stream has
+    /// ended.
     pub async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(length) = self.buf.first_chunk::<LENGTH_BYTES>() {
                 let length = u32::from_le_bytes(*length) as usize;
                 if self.buf.len() >= LENGTH_BYTES + length {
                     let mut frame = self.buf.split_to(LENGTH_BYTES + length);
-                    return Some(frame.split_off(LENGTH_BYTES).freeze());
+                    return Some(self.whole(frame.split_off(LENGTH_BYTES).freeze()));
                 }
             }
             let chunk = self.recv.read_chunk(64 << 10, true).await.ok()??;
             self.buf.extend_from_slice(&chunk.bytes);
         }
+    }
+
+    fn whole(&mut self, frame: Bytes) -> Bytes {
+        match decode_head(&frame, &LIMITS) {
+            Ok((Head::Broadcast(_), used)) => self.last_head = frame.slice(..used),
+            Ok((Head::Again, used)) => return [&self.last_head, &frame[used..]].concat().into(),
+            _ => {}
+        }
+        frame
     }
 
     /// Waits until the node closes the connection; returns the code and the reason that it gave.

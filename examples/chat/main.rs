@@ -4,17 +4,16 @@ mod args;
 mod server;
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use roomcast::{ClusterMember, ClusterSecret, MemberState, Node};
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Command, HELP, NodeArgs, Parser};
-use crate::server::Server;
+use crate::server::{Server, Sockets};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -24,7 +23,12 @@ const USAGE: u8 = 2;
 #[tokio::main]
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(!plain && std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let command = match args::parse(std::env::args().skip(1)) {
         Ok(command) => command,
         Err(error) => return usage(&error),
@@ -65,9 +69,10 @@ fn say(line: std::fmt::Arguments<'_>) {
 
 /// Three nodes in this process.
 async fn three(parser: Parser) -> Result<(), BoxError> {
-    let mut clients = Vec::new();
-    for port in 3001..=3003 {
-        clients.push(listen(SocketAddr::from(([127, 0, 0, 1], port))).await?);
+    let mut sockets = Vec::new();
+    for number in 1..=3 {
+        let [clients, admin] = [3000, 9000].map(|base| SocketAddr::from(([127, 0, 0, 1], base + number)));
+        sockets.push(Sockets::bind(clients, admin).await?);
     }
     let secret = ClusterSecret::generate()?;
     let start = Instant::now();
@@ -83,8 +88,8 @@ async fn three(parser: Parser) -> Result<(), BoxError> {
     say(format_args!("three nodes found each other in {} ms", start.elapsed().as_millis()));
 
     let mut servers = Vec::new();
-    for ((node, clients), admin) in nodes.into_iter().zip(clients).zip(9001..) {
-        let server = Server::start(node, clients, SocketAddr::from(([127, 0, 0, 1], admin)), parser).await?;
+    for (node, sockets) in nodes.into_iter().zip(sockets) {
+        let server = Server::start(node, sockets, parser).await?;
         let (node, http, admin) = (server.node(), server.http(), server.admin());
         let (id, quic) = (node.id(), node.local_addr());
         say(format_args!("node {id}  chat http://{http}/  status http://{admin}/status  QUIC {quic}"));
@@ -107,22 +112,19 @@ async fn one(args: NodeArgs) -> Result<(), BoxError> {
         Some(file) => ClusterSecret::from_file(file)?,
         None => ClusterSecret::from_env("ROOMCAST_SECRET")?,
     };
-    let clients = listen(args.http).await?;
+    // Before the other nodes and clients hear of this one.
+    let sockets = Sockets::bind(args.http, args.admin).await?;
     let mut builder = Node::builder().cluster(args.cluster).id(args.id).listen(args.listen).seeds(args.seeds);
     if let Some(advertise) = args.advertise {
         builder = builder.advertise(advertise);
     }
     let node = builder.secret(secret).start().await?;
-    let server = Server::start(node, clients, args.admin, args.parser).await?;
+    let server = Server::start(node, sockets, args.parser).await?;
     let (http, admin, listen) = (server.http(), server.admin(), server.node().local_addr());
     say(format_args!("ready http={http} admin={admin} listen={listen}"));
     stopped().await?;
     server.stop().await;
     Ok(())
-}
-
-async fn listen(addr: SocketAddr) -> Result<TcpListener, BoxError> {
-    TcpListener::bind(addr).await.map_err(|error| format!("listen for clients on {addr}: {error}").into())
 }
 
 /// Waits for Ctrl-C, or for the signal by which Kubernetes and others ask a process to end.

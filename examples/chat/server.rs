@@ -11,7 +11,6 @@ use axum::routing::get;
 use bytes::Bytes;
 use roomcast::Node;
 use roomcast::socketioxide::{Adapter, RoomcastAdapter, RoomcastAdapterConfig, RoomcastAdapterCtr, Socket};
-use roomcast::status::{StatusConfig, StatusServer};
 use serde::{Deserialize, Serialize};
 use socketioxide::extract::{AckSender, TryData};
 use socketioxide::handler::ConnectHandler;
@@ -37,14 +36,34 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const PAGE: &str = include_str!("index.html");
 
+/// The sockets of a server, bound before anyone hears of it: a port that is taken must not be noticed later.
+pub(crate) struct Sockets {
+    clients: TcpListener,
+    status: TcpListener,
+}
+
+impl Sockets {
+    /// Binds the address for clients and the one for the status.
+    pub(crate) async fn bind(clients: SocketAddr, status: SocketAddr) -> Result<Self, BoxError> {
+        let listen = async |what: &str, flag: &str, addr: SocketAddr| {
+            let bound = TcpListener::bind(addr).await;
+            bound.map_err(|error| format!("listen for {what} on {addr} ({flag}): {error}"))
+        };
+        Ok(Self {
+            clients: listen("clients", "--http", clients).await?,
+            status: listen("the status", "--admin", status).await?,
+        })
+    }
+}
+
 /// A running server.
 pub(crate) struct Server {
     node: Node,
     http: SocketAddr,
-    status: StatusServer,
+    admin: SocketAddr,
     io: SocketIo<Adapter>,
     stop_listening: oneshot::Sender<()>,
-    serving: JoinHandle<()>,
+    serving: [JoinHandle<()>; 2],
 }
 
 /// What a client sends.
@@ -77,13 +96,10 @@ struct Reply {
 }
 
 impl Server {
-    /// Serves clients on `clients` and the status on `admin`.
-    pub(crate) async fn start(
-        node: Node,
-        clients: TcpListener,
-        admin: SocketAddr,
-        parser: Parser,
-    ) -> Result<Self, BoxError> {
+    /// Serves clients and the status of `node`.
+    pub(crate) async fn start(node: Node, sockets: Sockets, parser: Parser) -> Result<Self, BoxError> {
+        let Sockets { clients, status } = sockets;
+        let (http, admin) = (clients.local_addr()?, status.local_addr()?);
         let config = RoomcastAdapterConfig::new().with_exact_rooms(true);
         let builder = SocketIo::builder()
             .with_adapter::<RoomcastAdapter<_>>(RoomcastAdapterCtr::new_with_config(&node, config));
@@ -100,13 +116,15 @@ impl Server {
         };
         io.ns("/", ConnectHandler::<Adapter, _>::with(async || (), prepare)).await?;
 
-        // Whoever gives an address beyond loopback has said that it may be seen.
-        let status = roomcast::status::serve(&node, StatusConfig::from(admin).expose())
-            .await
-            .map_err(|error| format!("serve the status on {admin}: {error}"))?;
+        // Not `status::serve`, which binds by itself. Whoever gives an address beyond loopback has said that it may be seen.
+        let report = roomcast::status::router(&node);
+        let reporting = tokio::spawn(async move {
+            if let Err(error) = axum::serve(status, report).await {
+                tracing::error!(%error, "no longer serving the status");
+            }
+        });
         let page = PAGE.replace("{{node}}", node.id().as_str()).replace("{{parser}}", parser.name());
         let app = Router::new().route("/", get(async move || Html(page))).layer(layer);
-        let http = clients.local_addr()?;
         let (stop_listening, stopped) = oneshot::channel();
         let serving = tokio::spawn(async move {
             let stopped = async move { _ = stopped.await };
@@ -114,7 +132,7 @@ impl Server {
                 tracing::error!(%error, "no longer serving clients");
             }
         });
-        Ok(Self { node, http, status, io, stop_listening, serving })
+        Ok(Self { node, http, admin, io, stop_listening, serving: [serving, reporting] })
     }
 
     /// The node.
@@ -129,7 +147,7 @@ impl Server {
 
     /// Where the status is.
     pub(crate) fn admin(&self) -> SocketAddr {
-        self.status.local_addr()
+        self.admin
     }
 
     /// Lets clients go, hands over what is under way to the other nodes, and stops.
@@ -139,7 +157,7 @@ impl Server {
         let _ = timeout(CLOSE_TIMEOUT, self.io.close()).await;
         self.node.drain().await;
         self.node.stop().await;
-        self.serving.abort();
+        self.serving.iter().for_each(JoinHandle::abort);
     }
 }
 

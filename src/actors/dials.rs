@@ -6,6 +6,7 @@ use hashbrown::HashMap;
 
 use crate::core::link::Backoff;
 use crate::error::LinkError;
+use crate::gossip::discovery::DiscoveryState;
 use crate::hub::Hub;
 use crate::hub::peer::count;
 use crate::ids::NodeId;
@@ -14,6 +15,10 @@ use crate::ids::NodeId;
 const MAX_ADDRESSES: usize = 4096;
 /// How long an address that led to this node itself is left alone.
 const OWN_PAUSE_MS: u64 = 30_000;
+/// A node that is alone for so long says so.
+const ALONE_MS: u64 = 10_000;
+/// The most addresses that are named when a node says that it is alone.
+const MAX_TRIED: usize = 8;
 
 /// The dials by address.
 #[derive(Default)]
@@ -99,6 +104,33 @@ impl Dials {
         self.by_addr.get(&addr).and_then(|dial| dial.reached.as_ref())
     }
 
+    /// Which seeds were tried in vain and what came of it, for an operator; none when they only lead to this node itself.
+    pub(crate) fn tried(&self, seeds: &[DiscoveryState], own: SocketAddr) -> Option<String> {
+        let mut tried = Vec::new();
+        for seed in seeds {
+            if let Some(error) = &seed.last_error {
+                tried.push(format!("{} (failed to resolve: {error})", seed.source));
+            }
+            for addr in seed.addresses.iter().filter(|addr| **addr != own) {
+                let name = match addr.to_string() {
+                    text if text == seed.source => text,
+                    text => format!("{} at {text}", seed.source),
+                };
+                match self.by_addr.get(addr).and_then(|dial| dial.logged.as_ref()) {
+                    Some(LinkError::Own) => {}
+                    Some(error) => tried.push(format!("{name} ({error})")),
+                    None => tried.push(format!("{name} (no answer yet)")),
+                }
+            }
+        }
+        let more = tried.len().saturating_sub(MAX_TRIED);
+        tried.truncate(MAX_TRIED);
+        if more > 0 {
+            tried.push(format!("{more} more"));
+        }
+        (!tried.is_empty()).then(|| tried.join(", "))
+    }
+
     fn at(&mut self, addr: SocketAddr, now_ms: u64) -> &mut Dial {
         if self.by_addr.len() >= MAX_ADDRESSES && !self.by_addr.contains_key(&addr) {
             self.forget_oldest();
@@ -119,5 +151,78 @@ impl Dials {
         for (_, addr) in idle.into_iter().take(MAX_ADDRESSES / 4) {
             self.by_addr.remove(&addr);
         }
+    }
+}
+
+/// For how long the node has had no link, and whether that was said.
+#[derive(Default)]
+pub(crate) struct Alone {
+    since_ms: u64,
+    said: bool,
+}
+
+impl Alone {
+    /// Whether the node is alone for so long that it must be said, and was not yet.
+    pub(crate) fn is_due(&self, now_ms: u64) -> bool {
+        !self.said && now_ms.saturating_sub(self.since_ms) >= ALONE_MS
+    }
+
+    /// It was said.
+    pub(crate) fn said(&mut self) {
+        self.said = true;
+    }
+
+    /// The node has a link. Returns whether it was said that it had none.
+    pub(crate) fn over(&mut self, now_ms: u64) -> bool {
+        self.since_ms = now_ms;
+        std::mem::take(&mut self.said)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 1], port))
+    }
+
+    fn seed(source: &str, ports: &[u16], error: Option<&str>) -> DiscoveryState {
+        let addresses = ports.iter().map(|port| addr(*port)).collect();
+        let last_error = error.map(str::to_owned);
+        DiscoveryState { source: source.to_owned(), last_success: None, last_error, addresses, rounds: 1 }
+    }
+
+    #[test]
+    fn what_was_tried_names_seeds_and_reasons() {
+        let mut dials = Dials::default();
+        dials.at(addr(1), 0).logged = Some(LinkError::Lost("no answer within 5 s".into()));
+        dials.at(addr(2), 0).logged = Some(LinkError::Own);
+        let seeds = [
+            seed("10.0.0.1:1", &[1], None),
+            seed("10.0.0.1:2", &[2], None),
+            seed("peers.:7", &[3, 9], None),
+            seed("none.:7", &[], Some("no such name")),
+        ];
+        assert_eq!(
+            dials.tried(&seeds, addr(9)).unwrap(),
+            "10.0.0.1:1 (connection lost: no answer within 5 s), peers.:7 at 10.0.0.1:3 (no answer yet), \
+             none.:7 (failed to resolve: no such name)"
+        );
+        assert_eq!(dials.tried(&seeds[1..2], addr(9)), None, "it leads to this node");
+        assert_eq!(dials.tried(&[], addr(9)), None);
+        let ports: Vec<u16> = (10..40).collect();
+        let text = dials.tried(&[seed("many.:7", &ports, None)], addr(9)).unwrap();
+        assert!(text.ends_with(", 22 more"), "{text}");
+    }
+
+    #[test]
+    fn being_alone_is_said_once_each_time() {
+        let mut alone = Alone::default();
+        assert!(!alone.is_due(9_999) && alone.is_due(10_000));
+        alone.said();
+        assert!(!alone.is_due(60_000));
+        assert!(alone.over(61_000) && !alone.over(62_000));
+        assert!(!alone.is_due(71_999) && alone.is_due(72_000));
     }
 }

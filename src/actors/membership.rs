@@ -11,14 +11,14 @@ use rand::{RngExt, SeedableRng};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
-use crate::actors::dials::Dials;
+use crate::actors::dials::{Alone, Dials};
 use crate::actors::incoming::offer;
 use crate::actors::links::LinkTable;
 use crate::actors::peer::{Peer, PeerContext, Retire};
 use crate::actors::registry::RoomRegistry;
 use crate::actors::system::Beat;
 use crate::core::link::{Run, compare_run};
-use crate::core::members::{Gossiped, Member, MemberChange, MemberState, Members};
+use crate::core::members::{Conflict, Gossiped, Member, MemberChange, MemberState, Members};
 use crate::error::LinkError;
 use crate::event::Event;
 use crate::gossip::Gossip;
@@ -40,6 +40,9 @@ const VIEW_PAUSE: Duration = Duration::from_millis(20);
 const REPLACEMENT_TIME: Duration = Duration::from_millis(500);
 /// News of a member is gossiped at once to so many linked nodes.
 const SPREAD: usize = 3;
+/// A link that came up after the last sign of a newer run of this node and stands for so long shows that there is none
+/// any more: who knows of one closes the link at once.
+const ACCEPTED_MS: u64 = 5_000;
 
 /// What the actor is made from.
 pub(crate) struct Parts {
@@ -65,7 +68,12 @@ pub(crate) struct Membership {
     dials: Dials,
     rng: StdRng,
     draining: bool,
-    conflict_logged: bool,
+    alone: Alone,
+    /// The conflict that is published, and when there was the last sign of it.
+    conflict: Option<Conflict>,
+    conflict_seen_ms: u64,
+    /// The newest other run of this node's id that was logged.
+    conflict_logged: Incarnation,
     ticks: u64,
 }
 
@@ -94,7 +102,10 @@ impl Membership {
             dials: Dials::default(),
             rng,
             draining: false,
-            conflict_logged: false,
+            alone: Alone::default(),
+            conflict: None,
+            conflict_seen_ms: 0,
+            conflict_logged: Incarnation::default(),
             ticks: 0,
         }
     }
@@ -110,6 +121,7 @@ impl Membership {
         if self.draining || self.parts.links.is_linked(addr) || !self.dials.begin(addr, limit, now) {
             return;
         }
+        tracing::debug!(node = %self.parts.hub.id, %addr, "dialling");
         self.parts.card.nonce += 1;
         let (hub, endpoint) = (Arc::clone(&self.parts.hub), self.parts.endpoint.clone());
         let (card, me) = (self.parts.card.clone(), ctx.address());
@@ -202,15 +214,86 @@ impl Membership {
     /// Publishes the members, this node first.
     fn publish(&mut self) {
         let own = own_member(&self.parts.hub, &self.parts.card, self.draining);
+        let own = Member { conflict: self.conflict.clone(), ..own };
         let members = std::iter::once(own).chain(self.members.iter().cloned()).collect();
         self.parts.published.send_replace(Arc::new(members));
         let alone = !self.peers.values().any(|entry| entry.link.is_some());
         self.parts.alone.send_if_modified(|was| std::mem::replace(was, alone) != alone);
-        if let Some(conflict) = self.members.conflict()
-            && !std::mem::replace(&mut self.conflict_logged, true)
-        {
-            tracing::error!(node = %self.parts.hub.id, addr = %conflict.addr,
-                "another process uses this node's id and is newer: the cluster listens to that one; give each node its own id");
+    }
+
+    /// A newer run of this node's id was heard of.
+    fn heard_of_rival(&mut self, incarnation: Incarnation, addr: Option<SocketAddr>) {
+        self.conflict_seen_ms = self.now_ms();
+        self.members.own_run(incarnation, addr);
+        self.show_conflict();
+    }
+
+    /// As [`heard_of_rival`](Self::heard_of_rival), if that is why the other side refused this node.
+    fn heard_refusal(&mut self, error: &LinkError) {
+        if let Some(newer) = error.newer_run(&self.parts.hub.id, self.parts.hub.incarnation) {
+            self.heard_of_rival(newer, None);
+        }
+    }
+
+    /// Publishes a conflict that began, changed or ended. Each is logged once.
+    fn show_conflict(&mut self) {
+        if self.members.conflict() == self.conflict.as_ref() {
+            return;
+        }
+        self.conflict = self.members.conflict().cloned();
+        let hub = &self.parts.hub;
+        match &self.conflict {
+            Some(conflict) => {
+                self.conflict_seen_ms = hub.now_ms();
+                if conflict.incarnation > self.conflict_logged {
+                    self.conflict_logged = conflict.incarnation;
+                    tracing::error!(node = %hub.id, "{}", conflict.reason(&hub.id, hub.incarnation));
+                }
+            }
+            None => {
+                tracing::info!(node = %hub.id, "the cluster takes this run of the node id for the newest again")
+            }
+        }
+        self.publish();
+    }
+
+    /// Ends a conflict when another node has let this run in since the last sign of it, and kept it.
+    fn look_for_acceptance(&mut self, now_ms: u64) {
+        if self.conflict.is_none() {
+            return;
+        }
+        let stands = |entry: &Entry| {
+            let since = entry.queue.link_since_ms.load(std::sync::atomic::Ordering::Relaxed);
+            entry.link.is_some()
+                && since > self.conflict_seen_ms
+                && now_ms.saturating_sub(since) >= ACCEPTED_MS
+        };
+        if self.peers.values().any(stands) {
+            self.members.own_accepted();
+            self.show_conflict();
+        }
+    }
+
+    /// Says that the node stays alone although it has seeds, and that it is no longer.
+    fn look_around(&mut self, now_ms: u64) {
+        let node = &self.parts.hub.id;
+        if self.peers.values().any(|entry| entry.link.is_some()) {
+            if self.alone.over(now_ms) {
+                tracing::info!(%node, "no longer alone");
+            }
+            return;
+        }
+        let asks = self.ticks.is_multiple_of(SEED_TICKS);
+        if !asks || self.draining || self.conflict.is_some() || !self.alone.is_due(now_ms) {
+            return;
+        }
+        let own = self.parts.card.advertise;
+        if let Some(tried) = self.dials.tried(&self.parts.discovery.snapshot(), own) {
+            self.alone.said();
+            tracing::warn!(%node, addr = %own, tried,
+                "still alone: no other node was reached for 10 s; UDP may be blocked, or the address or the port of the \
+                 seeds wrong (see `discovery` in the status, and `listen` in that of the others; RUST_LOG=roomcast=debug \
+                 shows each dial); it goes on trying");
         }
     }
 
@@ -221,22 +304,14 @@ impl Membership {
         }
         let hub = Arc::clone(&self.parts.hub);
         let stale = |known| LinkError::Stale { id: card.id.clone(), got: card.incarnation, known };
+        if let Some(newest) = self.members.newest(&card.id).filter(|newest| card.incarnation < *newest) {
+            return Err(stale(newest));
+        }
         if card.id == hub.id {
-            return Err(if card.incarnation < hub.incarnation {
-                stale(hub.incarnation)
-            } else {
-                LinkError::Closed(format!(
-                    "the node id {} is in use by this node, too; give each node its own id",
-                    card.id
-                ))
-            });
+            self.heard_of_rival(card.incarnation, Some(card.advertise));
+            return Err(LinkError::Taken(card.id.clone()));
         }
         let known = self.peers.get(&card.id).map(|entry| entry.incarnation);
-        if self.members.is_stale(&card.id, card.incarnation) {
-            return Err(stale(
-                known.or(self.members.get(&card.id).map(|m| m.incarnation)).unwrap_or_default(),
-            ));
-        }
         match compare_run(known, card.incarnation) {
             Run::Older => return Err(stale(known.unwrap_or_default())),
             Run::Same => {
@@ -316,6 +391,8 @@ impl Membership {
         }
         entry.link = None;
         tracing::info!(node = %self.parts.hub.id, peer = %id, reason = %error, "link down");
+        // Who lets this node in before it looks at the other side's hello refuses it afterwards.
+        self.heard_refusal(&error);
         self.parts.hub.event(Event::LinkDown { peer: id.clone(), reason: error.to_string() });
         if error == LinkError::Left {
             self.retire(&id, Some(incarnation), CloseCode::Left);
@@ -336,7 +413,9 @@ impl Membership {
             self.apply(changes);
         }
         self.dial_candidates(ctx);
+        self.look_for_acceptance(now);
         self.ticks += 1;
+        self.look_around(now);
         if self.ticks.is_multiple_of(SEED_TICKS) {
             self.dial_seeds(ctx);
         }
@@ -379,6 +458,7 @@ pub(crate) fn own_member(hub: &Hub, card: &Card, draining: bool) -> Member {
         state: if draining { MemberState::Leaving } else { MemberState::Live },
         linked: true,
         since_ms: 0,
+        conflict: None,
     }
 }
 
@@ -470,6 +550,7 @@ impl Handler<View> for Membership {
         if !changes.is_empty() {
             self.apply(changes);
         }
+        self.show_conflict();
         self.dial_candidates(ctx);
     }
 }
@@ -500,6 +581,9 @@ impl Handler<Dialled> for Membership {
 
     fn handle(&mut self, Dialled { addr, result }: Dialled, _: &mut Self::Context) {
         let (now, jitter) = (self.now_ms(), self.rng.random::<f64>());
+        if let Err(error) = &result {
+            self.heard_refusal(error);
+        }
         self.dials.end(addr, result, &self.parts.hub, now, jitter);
     }
 }

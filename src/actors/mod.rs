@@ -4,6 +4,7 @@ pub(crate) mod dials;
 pub(crate) mod guests;
 pub(crate) mod incoming;
 pub(crate) mod links;
+pub(crate) mod listeners;
 pub(crate) mod membership;
 pub(crate) mod peer;
 pub(crate) mod registry;

@@ -7,12 +7,13 @@ use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message};
 
 use crate::actors::membership::Stop;
 use crate::actors::system::Beat;
+use crate::core::frame::KEYS_PER_FRAME;
 use crate::core::interest::Interest;
 use crate::core::link::LinkState;
 use crate::core::routes::RouteError;
 use crate::error::LinkError;
 use crate::event::Event;
-use crate::hub::feed::{InterestSnapshot, KEYS_PER_FRAME, encode_snapshot};
+use crate::hub::feed::InterestSnapshot;
 use crate::hub::peer::PeerQueue;
 use crate::hub::{Hub, NamespaceOp};
 use crate::quic::connection::{Applied, InterestUpdate};
@@ -68,6 +69,8 @@ impl RoomRegistry {
                 Err(error) => tracing::error!(node = %self.hub.id, %error, "failed to encode interest"),
             }
         }
+        // Also when nothing changes for others: what was taken is advertised already.
+        self.hub.flushed(pending.generation, self.interest.version());
         for ns in self.interest.take_overflowed() {
             tracing::warn!(node = %self.hub.id, %ns, "too many rooms: every broadcast of the namespace comes here now");
         }
@@ -197,7 +200,7 @@ impl Handler<TakeSnapshot> for RoomRegistry {
             return Ok(snapshot.clone());
         }
         let chunks: Vec<_> = self.interest.snapshot(KEYS_PER_FRAME).collect();
-        let snapshot = encode_snapshot(self.interest.version(), &chunks)?;
+        let snapshot = self.hub.feed.snapshot(self.interest.version(), &chunks)?;
         self.snapshot = Some(snapshot.clone());
         Ok(snapshot)
     }

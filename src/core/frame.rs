@@ -5,6 +5,8 @@
 //! element. `docs/protocol.md` describes every field.
 
 mod answer;
+mod incoming;
+mod last;
 mod list;
 mod request;
 mod short;
@@ -14,6 +16,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+pub use self::incoming::{InterestLimits, InterestReader, InterestStep};
+pub use self::last::{LastHead, Message};
 use crate::ids::{Namespace, RoomKey};
 pub use answer::{ANSWER_BYTES, Relayed, RoomRecord, SocketRecord, parts};
 pub use request::{EndStatus, Op, RequestHead};
@@ -36,6 +40,14 @@ pub const EXTENSION_ROLE: u16 = 1;
 pub const ROLE_EMITTER: &str = "emitter";
 /// The bytes of the length field before each frame.
 pub const LENGTH_BYTES: usize = 4;
+/// The most room keys in one frame that is sent: 64 KiB of payload.
+pub const KEYS_PER_FRAME: usize = 8192;
+/// The first byte of a [`Head::Broadcast`]: its index.
+pub(crate) const BROADCAST: u8 = 7;
+/// The whole head of [`Head::Again`]: its index.
+pub(crate) const AGAIN: u8 = 8;
+/// The largest number that bincode writes as one byte.
+const ONE_BYTE: usize = 250;
 
 /// What a frame says. Variants keep their order: the index is on the wire.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,6 +77,16 @@ pub enum Head<'a> {
     InterestWanted,
     /// A message for the members of some rooms. Counted.
     Broadcast(BroadcastHead<'a>),
+    /// A broadcast with the head of the last one on this stream, and another payload. Counted.
+    Again,
+    /// A whole delta of one frame: leads to the version after the last one on this stream, for one exact namespace that
+    /// stays exact. The payload is as that of `Interest`.
+    Rooms {
+        /// The number that the namespace has on this stream: see [`InterestHead::number`].
+        number: u32,
+        /// How many keys in the payload are added; the others are removed.
+        added: u32,
+    },
     /// A question or an order. Counted.
     Request(RequestHead<'a>),
     /// An answer to a question; the payload says what. Counted.
@@ -99,6 +121,7 @@ impl Head<'_> {
         matches!(
             self,
             Head::Broadcast(_)
+                | Head::Again
                 | Head::Request(_)
                 | Head::Answer { .. }
                 | Head::End { .. }
@@ -200,6 +223,8 @@ pub struct InterestHead<'a> {
     pub part: InterestPart,
     /// The namespace; empty in a part that changes nothing (an empty snapshot).
     pub ns: &'a str,
+    /// The sender's number for the namespace, until it is gone; 0 for none. Each frame of it has the same.
+    pub number: u32,
     /// How the namespace routes.
     pub mode: WireMode,
     /// How many keys in the payload are added; the others are removed.
@@ -268,6 +293,12 @@ pub enum FrameError {
     /// The payload does not fit the head. The link is closed.
     #[error("payload does not fit its head: {0}")]
     Payload(&'static str),
+    /// A frame repeats the head of the last broadcast, and there was none. The link is closed.
+    #[error("a repeated head before any broadcast")]
+    NothingToRepeat,
+    /// A frame about rooms that does not fit those before it, or says too much. The link is closed.
+    #[error("unusable interest: {0}")]
+    Interest(String),
 }
 
 /// The limits that a peer's frames are held to.
@@ -360,10 +391,32 @@ pub fn frame_len(buf: &[u8], limits: &FrameLimits) -> Result<Option<usize>, Fram
 /// # Errors
 /// Any [`FrameError`]: the bytes come from the network.
 pub fn decode_head<'a>(frame: &'a [u8], limits: &FrameLimits) -> Result<(Head<'a>, usize), FrameError> {
-    let (head, used) = bincode::serde::borrow_decode_from_slice::<Head<'a>, _>(frame, BINCODE)
-        .map_err(|error| FrameError::Head(error.to_string()))?;
+    let (head, used) = decode_any(frame)?;
+    if head.is_counted() && usize::from(frame[0]) > ONE_BYTE {
+        // Those who read only the first byte would take it for another frame.
+        return Err(FrameError::Head("an index that is not in its shortest form".into()));
+    }
     check(&head, frame.len() - used, limits)?;
     Ok((head, used))
+}
+
+fn decode_any(frame: &[u8]) -> Result<(Head<'_>, usize), FrameError> {
+    bincode::serde::borrow_decode_from_slice::<Head<'_>, _>(frame, BINCODE)
+        .map_err(|error| FrameError::Head(error.to_string()))
+}
+
+/// Reads the head of a broadcast again that was checked before, or was encoded here: no limit is looked at.
+///
+/// # Errors
+/// [`FrameError::Head`] when it is another frame.
+pub(crate) fn reread_broadcast(frame: &[u8]) -> Result<(BroadcastHead<'_>, usize), FrameError> {
+    match short::decode(frame) {
+        Some(found) => Ok(found),
+        None => match decode_any(frame)? {
+            (Head::Broadcast(head), used) => Ok((head, used)),
+            _ => Err(FrameError::Head("not a broadcast".into())),
+        },
+    }
 }
 
 /// As [`decode_head`], much faster, for nearly every message: none when it is another frame or has a head out of the
@@ -392,8 +445,12 @@ pub fn decode_keys(
     head: &InterestHead<'_>,
     payload: &[u8],
 ) -> Result<(Vec<RoomKey>, Vec<RoomKey>), FrameError> {
+    split_keys(head.added, payload)
+}
+
+fn split_keys(added: u32, payload: &[u8]) -> Result<(Vec<RoomKey>, Vec<RoomKey>), FrameError> {
     let (chunks, rest) = payload.as_chunks::<8>();
-    let added = head.added as usize;
+    let added = added as usize;
     if !rest.is_empty() || chunks.len() < added {
         return Err(FrameError::Payload("interest keys"));
     }
@@ -434,20 +491,22 @@ pub fn decode_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, FrameErr
 }
 
 /// For the fuzz target and the property tests: reads any bytes as a stream of frames, as a link does.
-pub fn decode_stream(mut bytes: &[u8], limits: &FrameLimits) -> Result<usize, FrameError> {
-    let mut frames = 0;
-    while let Some(length) = frame_len(bytes, limits)? {
-        let Some(frame) = bytes.get(LENGTH_BYTES..LENGTH_BYTES + length) else { break };
+pub fn decode_stream(bytes: &[u8], limits: &FrameLimits) -> Result<usize, FrameError> {
+    let (mut frames, mut at) = (0, 0);
+    let (mut last, mut interest) = (LastHead::default(), InterestReader::new(InterestLimits::default()));
+    while let Some(length) = frame_len(&bytes[at..], limits)? {
+        let range = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
+        let Some(frame) = bytes.get(range.clone()) else { break };
+        at = range.end;
+        let message = last.read(bytes, range, limits)?.map(|message| message.payload_at);
         let (head, used) = decode_head(frame, limits)?;
-        debug_assert_eq!(
-            decode_broadcast(frame, limits).map(|head| head.is_none_or(|(_, end)| end == used)),
-            Ok(true)
-        );
-        if let Head::Interest(interest) = &head {
-            decode_keys(interest, &frame[used..])?;
+        debug_assert_eq!(message, matches!(head, Head::Broadcast(_) | Head::Again).then_some(used));
+        match &head {
+            Head::Interest(head) => drop(interest.part(head, &frame[used..])?),
+            Head::Rooms { number, added } => drop(interest.rooms(*number, *added, &frame[used..])?),
+            _ => {}
         }
         frames += 1;
-        bytes = &bytes[LENGTH_BYTES + length..];
     }
     Ok(frames)
 }
@@ -492,13 +551,19 @@ fn check_broadcast(
     for room in broadcast.rooms.iter().chain(&broadcast.except) {
         limit("room name", room.len(), limits.max_room_bytes)?;
     }
-    let attached: u64 = broadcast.attachments.iter().map(|len| u64::from(*len)).sum();
+    check_attachments(broadcast, payload_len)
+}
+
+#[inline]
+fn check_attachments(head: &BroadcastHead<'_>, payload_len: usize) -> Result<(), FrameError> {
+    let attached: u64 = head.attachments.iter().map(|len| u64::from(*len)).sum();
     if attached > payload_len as u64 {
         return Err(FrameError::Payload("attachments are longer than the payload"));
     }
     Ok(())
 }
 
+#[inline]
 fn check_limit(field: &'static str, got: usize, limit: usize) -> Result<(), FrameError> {
     if got > limit { Err(FrameError::Limit { field, got, limit }) } else { Ok(()) }
 }
@@ -567,6 +632,8 @@ mod tests {
             b"",
         );
         round_trip(&Head::Resume(Resume { epoch: 3, received: Some((1, 2)) }), b"");
+        round_trip(&Head::Again, b"hello");
+        round_trip(&Head::Rooms { number: u32::MAX, added: 1 }, &[7; 16]);
     }
 
     #[test]
@@ -591,6 +658,25 @@ mod tests {
         let mut wire = BytesMut::new();
         encode_head(&broadcast(smallvec!["lobby"]), 5, &mut wire).unwrap();
         assert_eq!(&wire[..], b"\x23\0\0\0\x07\x05/chat\0\x02\x01\x05lobby\x01\x05quiet\0\x01\x03abc\0",);
+        let wire_of = |head: Head<'_>, payload_len| {
+            let mut wire = BytesMut::new();
+            encode_head(&head, payload_len, &mut wire).unwrap();
+            wire.to_vec()
+        };
+        assert_eq!(wire_of(Head::Again, 5), b"\x06\0\0\0\x08");
+        assert_eq!(wire_of(Head::Again, 0)[LENGTH_BYTES..], [AGAIN]);
+        assert_eq!(wire_of(Head::Rooms { number: 3, added: 1 }, 16), b"\x13\0\0\0\x09\x03\x01");
+        let (part, mode) = (InterestPart::DeltaEnd, WireMode::Exact);
+        let interest = InterestHead { version: 9, part, ns: "/chat", number: 3, mode, added: 1 };
+        assert_eq!(wire_of(Head::Interest(interest), 8), b"\x14\0\0\0\x05\x09\x03\x05/chat\x03\x02\x01");
+    }
+
+    #[test]
+    fn the_index_of_a_counted_frame_is_one_byte() {
+        for index in [7, AGAIN] {
+            let long = [&[251, index, 0][..], &[0; 20]].concat();
+            assert!(matches!(decode_head(&long, &LIMITS), Err(FrameError::Head(_))), "{index}");
+        }
     }
 
     #[test]
@@ -645,6 +731,7 @@ mod tests {
             version: 5,
             part: InterestPart::DeltaEnd,
             ns: "/",
+            number: 1,
             mode: WireMode::Exact,
             added: 2,
         };

@@ -34,6 +34,8 @@ pub struct Member {
     pub linked: bool,
     /// When it got into `state`, on the clock of the caller, in milliseconds.
     pub since_ms: u64,
+    /// Of this node itself: the other process that has its name and is newer, while one is known. Of others: none.
+    pub conflict: Option<Conflict>,
 }
 
 /// One line of gossip's view: a plain copy, so that this module knows nothing of gossip.
@@ -90,8 +92,21 @@ pub enum MemberChange {
 pub struct Conflict {
     /// The incarnation of the other process.
     pub incarnation: Incarnation,
-    /// Where it is.
-    pub addr: SocketAddr,
+    /// Where it is, where that is known: who refuses this run names only the incarnation.
+    pub addr: Option<SocketAddr>,
+}
+
+impl Conflict {
+    /// What is wrong with the run `own` of the node `id`, and what to do, for an operator.
+    pub fn reason(&self, id: &NodeId, own: Incarnation) -> String {
+        let newer = self.incarnation;
+        let place = self.addr.map(|addr| format!(" at {addr}")).unwrap_or_default();
+        format!(
+            "another process uses the node id {id} and is newer (incarnation {newer}{place}, this one is {own}): the \
+             cluster listens to that one; stop one of the two, or give each node its own id; if there is no other, the \
+             clock went back between two runs: this one is let in about two minutes after the end of the other"
+        )
+    }
 }
 
 /// How long members are kept.
@@ -122,9 +137,9 @@ impl Default for MembersConfig {
 ///
 /// * Inputs, each returns what it changed: [`gossip`](Self::gossip), [`link_up`](Self::link_up),
 ///   [`link_down`](Self::link_down), [`said_goodbye`](Self::said_goodbye), [`tick`](Self::tick) (about once a second). `now_ms` should not go back;
-///   when it does, waits only get longer.
+///   when it does, waits only get longer. Of the own id: [`own_run`](Self::own_run), [`own_accepted`](Self::own_accepted).
 /// * Getters: [`iter`](Self::iter), [`get`](Self::get), [`candidates`](Self::candidates),
-///   [`is_stale`](Self::is_stale), [`conflict`](Self::conflict).
+///   [`newest`](Self::newest), [`is_stale`](Self::is_stale), [`conflict`](Self::conflict).
 ///
 /// Memory is one entry per id that gossip lists, has a link or is a member.
 #[derive(Debug)]
@@ -179,7 +194,10 @@ impl Members {
         let mut newest: BTreeMap<&NodeId, &Gossiped> = BTreeMap::new();
         for said in view {
             if said.id == self.own_id {
-                self.note_own(said.incarnation, said.addr);
+                // One that has ended stays in gossip for a while and is no rival.
+                if said.alive {
+                    self.own_run(said.incarnation, Some(said.addr));
+                }
                 continue;
             }
             let current = self.nodes.get(&said.id).map(|node| node.addr);
@@ -211,7 +229,7 @@ impl Members {
         now_ms: u64,
     ) -> Vec<MemberChange> {
         if id == self.own_id {
-            self.note_own(incarnation, addr);
+            self.own_run(incarnation, Some(addr));
             return Vec::new();
         }
         let node = self.nodes.entry(id.clone()).or_insert_with(|| Node::new(incarnation, addr));
@@ -288,24 +306,37 @@ impl Members {
         all.map(|(id, node)| (id.clone(), node.incarnation, node.addr)).collect()
     }
 
-    /// Whether a newer incarnation of this id is known; for the own id, whether it is older than this run.
-    pub fn is_stale(&self, id: &NodeId, incarnation: Incarnation) -> bool {
+    /// The newest incarnation of this id that was heard of, a rumour counts too; for the own id, that of this run.
+    pub fn newest(&self, id: &NodeId) -> Option<Incarnation> {
         if *id == self.own_id {
-            return incarnation < self.own_incarnation;
+            return Some(self.own_incarnation);
         }
-        self.nodes.get(id).is_some_and(|node| incarnation < node.incarnation)
+        self.nodes.get(id).map(|node| node.incarnation)
     }
 
-    /// Another process under the own id with a newer incarnation, if one was ever seen; the newest such.
+    /// Whether a newer incarnation of this id is known; for the own id, whether it is older than this run.
+    pub fn is_stale(&self, id: &NodeId, incarnation: Incarnation) -> bool {
+        self.newest(id).is_some_and(|newest| incarnation < newest)
+    }
+
+    /// Another process under the own id with a newer incarnation, if one is known; the newest such.
     pub fn conflict(&self) -> Option<&Conflict> {
         self.conflict.as_ref()
     }
 
-    fn note_own(&mut self, incarnation: Incarnation, addr: SocketAddr) {
-        let newest = self.conflict.as_ref().map_or(self.own_incarnation, |conflict| conflict.incarnation);
-        if incarnation > newest {
-            self.conflict = Some(Conflict { incarnation, addr });
+    /// A run of the own id was heard of. Only newer ones than this one count.
+    pub fn own_run(&mut self, incarnation: Incarnation, addr: Option<SocketAddr>) {
+        match &mut self.conflict {
+            Some(known) if known.incarnation == incarnation => known.addr = known.addr.or(addr),
+            Some(known) if known.incarnation > incarnation => {}
+            _ if incarnation > self.own_incarnation => self.conflict = Some(Conflict { incarnation, addr }),
+            _ => {}
         }
+    }
+
+    /// Others take this run for the newest: there is no conflict any more.
+    pub fn own_accepted(&mut self) {
+        self.conflict = None;
     }
 
     fn settle_all(&mut self, now_ms: u64) -> Vec<MemberChange> {
@@ -413,6 +444,7 @@ impl Node {
             state,
             linked,
             since_ms,
+            conflict: None,
         };
         let evidence = linked || self.detector == Detector::Alive;
         let Some(member) = &mut self.member else {

@@ -6,5 +6,6 @@ pub mod interest;
 pub mod link;
 pub mod members;
 pub mod outbox;
+pub mod presence;
 pub mod requests;
 pub mod routes;

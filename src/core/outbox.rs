@@ -2,14 +2,17 @@
 //!
 //! The number of a frame is its place in the stream of counted frames, so it costs no bytes on the wire: a link begins
 //! with the number of its first counted frame. Small frames are copied next to each other into one buffer, which makes
-//! one write of many frames; a large payload is held as a reference that all peers share.
+//! one write of many frames; a large payload is held as a reference that all peers share. In such a buffer the head of a
+//! broadcast that is that of the broadcast before is not repeated. The first broadcast of each has its own, so that any of
+//! them can be the first of a link.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::{SmallVec, smallvec};
 
-use crate::core::frame::{LENGTH_BYTES, Resume};
+use crate::core::frame::{AGAIN, BROADCAST, LENGTH_BYTES, Resume, reread_broadcast};
 use crate::ids::Seq;
 
 /// Payloads up to this size are copied into the shared buffer; larger ones are held by reference.
@@ -33,6 +36,8 @@ pub struct Outbox {
     open: BytesMut,
     open_count: u32,
     open_since_ms: u64,
+    /// Where the last whole head of a broadcast stands in `open`; empty for none.
+    open_head: Range<usize>,
     /// The bytes in `chunks` and `open`.
     bytes: usize,
     /// The epoch that the peer gave last: another one is another memory.
@@ -100,6 +105,7 @@ impl Outbox {
             open: BytesMut::new(),
             open_count: 0,
             open_since_ms: 0,
+            open_head: 0..0,
             bytes: 0,
             peer_memory: None,
             last: Seq(0),
@@ -138,11 +144,12 @@ impl Outbox {
         self.last.0 - self.sent.0
     }
 
-    /// Takes a frame: its encoded head and its payload.
+    /// Takes a frame: its head with the length, as [`encode_head`](crate::core::frame::encode_head) wrote it, and its
+    /// payload.
     ///
     /// # Errors
-    /// [`DropReason::QueueFull`] when the frame would go over the limit (`drop_newest`): it has no number and is gone.
-    /// An empty outbox takes any frame, so that no frame is too large for every outbox.
+    /// [`DropReason::QueueFull`] when the frame with its head would go over the limit (`drop_newest`): it has no number
+    /// and is gone. An empty outbox takes any frame, so that no frame is too large for every outbox.
     pub fn push(&mut self, head: &[u8], payload: &Bytes, now_ms: u64) -> Result<Seq, DropReason> {
         self.push_at(head, payload, || now_ms)
     }
@@ -167,21 +174,32 @@ impl Outbox {
             self.close_open();
         }
         self.last = self.last.next();
-        self.bytes += len;
         if large {
+            self.bytes += len;
             let parts = smallvec![Bytes::copy_from_slice(head), payload.clone()];
             self.chunks.push_back(Chunk { first: self.last, count: 1, since_ms: now_ms(), parts });
             return Ok(self.last);
         }
         if self.open_count == 0 {
             self.open_since_ms = now_ms();
+            if self.open.capacity() - self.open.len() < len {
+                self.open = BytesMut::with_capacity(BUFFER_BYTES.max(len));
+            }
         }
-        if self.open.capacity() - self.open.len() < len {
-            self.open = BytesMut::with_capacity(BUFFER_BYTES.max(len));
+        let before = self.open.len();
+        if !self.open_head.is_empty() && self.open[self.open_head.clone()] == head[LENGTH_BYTES..] {
+            // At most `INLINE_BYTES` and one.
+            self.open.put_u32_le(1 + payload.len() as u32);
+            self.open.put_u8(AGAIN);
+        } else {
+            if head.get(LENGTH_BYTES) == Some(&BROADCAST) {
+                self.open_head = before + LENGTH_BYTES..before + head.len();
+            }
+            self.open.extend_from_slice(head);
         }
-        self.open.extend_from_slice(head);
         self.open.extend_from_slice(payload);
         self.open_count += 1;
+        self.bytes += self.open.len() - before;
         Ok(self.last)
     }
 
@@ -303,7 +321,7 @@ impl Outbox {
         let lost = self.last.0 - self.acked.0;
         self.chunks.clear();
         self.open = BytesMut::new();
-        (self.open_count, self.unsent, self.bytes) = (0, 0, 0);
+        (self.open_count, self.open_head, self.unsent, self.bytes) = (0, 0..0, 0, 0);
         self.acked = self.last;
         self.sent = self.last;
         lost
@@ -321,7 +339,7 @@ impl Outbox {
         let first = Seq(self.last.0 - u64::from(self.open_count) + 1);
         let parts = smallvec![self.open.split().freeze()];
         self.chunks.push_back(Chunk { first, count: self.open_count, since_ms: self.open_since_ms, parts });
-        self.open_count = 0;
+        (self.open_count, self.open_head) = (0, 0..0);
     }
 
     /// Cuts frames up to `applied` off the first chunk.
@@ -330,17 +348,57 @@ impl Outbox {
         if chunk.first > applied {
             return;
         }
-        let mut cut = 0;
-        let bytes = &chunk.parts[0];
-        for _ in chunk.first.0..=applied.0 {
-            let Some(length) = bytes[cut..].first_chunk::<LENGTH_BYTES>() else { break };
-            cut += LENGTH_BYTES + u32::from_le_bytes(*length) as usize;
+        let before = chunk.len();
+        let cut = applied.0 + 1 - chunk.first.0;
+        match cut_frames(&chunk.parts[0], cut) {
+            Some(rest) => {
+                chunk.count -= u32::try_from(cut).unwrap_or(chunk.count);
+                chunk.first = applied.next();
+                chunk.parts[0] = rest;
+                self.bytes -= before - chunk.len();
+            }
+            // Not as it was encoded: given up, and so counted as lost.
+            None => {
+                self.bytes -= before;
+                self.chunks.pop_front();
+            }
         }
-        chunk.count -= u32::try_from(applied.0 + 1 - chunk.first.0).unwrap_or(chunk.count);
-        chunk.first = applied.next();
-        chunk.parts[0] = bytes.slice(cut..);
-        self.bytes -= cut;
     }
+}
+
+/// What is left of gathered frames without the first `count`. The first broadcast that is left has its whole head; what
+/// is left is never longer than what was there. None when the bytes are not frames.
+fn cut_frames(bytes: &Bytes, count: u64) -> Option<Bytes> {
+    let frame = |at: usize| {
+        let length = u32::from_le_bytes(*bytes.get(at..)?.first_chunk::<LENGTH_BYTES>()?) as usize;
+        bytes.get(at + LENGTH_BYTES..at + LENGTH_BYTES + length)
+    };
+    let (mut cut, mut whole): (_, &[u8]) = (0, &[]);
+    for _ in 0..count {
+        let frame = frame(cut)?;
+        if frame.first() == Some(&BROADCAST) {
+            whole = frame;
+        }
+        cut += LENGTH_BYTES + frame.len();
+    }
+    let mut at = cut;
+    while at < bytes.len() {
+        let first = frame(at)?;
+        match first.first() {
+            Some(&BROADCAST) => break,
+            Some(&AGAIN) => {
+                let (_, used) = reread_broadcast(whole).ok()?;
+                let mut rest = BytesMut::with_capacity(bytes.len() - cut + used);
+                rest.extend_from_slice(&bytes[cut..at]);
+                rest.put_u32_le(u32::try_from(used + first.len() - 1).ok()?);
+                rest.extend_from_slice(&whole[..used]);
+                rest.extend_from_slice(&bytes[at + LENGTH_BYTES + 1..]);
+                return Some(rest.freeze());
+            }
+            _ => at += LENGTH_BYTES + first.len(),
+        }
+    }
+    Some(bytes.slice(cut..))
 }
 
 #[cfg(test)]
@@ -348,13 +406,36 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::core::frame::{
+        BroadcastHead, FrameLimits, Head, LastHead, PayloadKind, decode_head, encode_head, frame_len,
+    };
     use crate::core::inbox::{Inbox, Verdict};
 
-    fn frame(number: u64, len: usize) -> (Vec<u8>, Bytes) {
-        let payload = Bytes::from(vec![7u8; len]);
-        let mut head = u32::try_from(8 + len).unwrap().to_le_bytes().to_vec();
-        head.extend_from_slice(&number.to_le_bytes());
-        (head, payload)
+    const LIMITS: FrameLimits = FrameLimits { max_frame_bytes: 1 << 20, max_room_bytes: 512 };
+
+    /// Runs of broadcasts have the same head, also one with attachments; in between are answers. The payload tells the
+    /// number.
+    fn frame(number: u64, len: usize) -> (BytesMut, Bytes) {
+        let payload: Bytes = [&number.to_le_bytes()[..], &vec![7; len]].concat().into();
+        let mut encoded = BytesMut::new();
+        if number.is_multiple_of(5) {
+            encode_head(&Head::Answer { id: 1 }, payload.len(), &mut encoded).unwrap();
+            return (encoded, payload);
+        }
+        let rooms = ["lobby", "hall", "lobby"];
+        let kind = (number / 8 % 3) as usize;
+        let head = BroadcastHead {
+            ns: "/chat",
+            kind: PayloadKind::Plain,
+            flags: 0,
+            rooms: smallvec![rooms[kind]],
+            except: smallvec![],
+            server: None,
+            socket: None,
+            attachments: if kind == 2 { smallvec![3, 5] } else { smallvec![] },
+        };
+        encode_head(&Head::Broadcast(head), payload.len(), &mut encoded).unwrap();
+        (encoded, payload)
     }
 
     fn push(outbox: &mut Outbox, number: u64, len: usize) -> Result<Seq, DropReason> {
@@ -362,23 +443,38 @@ mod tests {
         outbox.push(&head, &payload, 0)
     }
 
-    /// The numbers written in the frames of what was taken.
-    fn numbers(parts: &[Bytes]) -> Vec<u64> {
-        let all = parts.concat();
-        let mut rest = &all[..];
-        let mut found = Vec::new();
-        while let Some(length) = rest.first_chunk::<4>() {
-            let length = u32::from_le_bytes(*length) as usize;
-            found.push(u64::from_le_bytes(rest[4..12].try_into().unwrap()));
-            rest = &rest[4 + length..];
+    /// The numbers in the frames of a chunk, which have the heads and the payloads that were pushed.
+    fn numbers(chunk: &[Bytes]) -> Vec<u64> {
+        let (wire, mut at) = (chunk.concat(), 0);
+        let (mut last, mut found) = (LastHead::default(), Vec::new());
+        while let Some(length) = frame_len(&wire[at..], &LIMITS).unwrap() {
+            let range = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
+            at = range.end;
+            let (head, payload_at) = match last.read(&wire, range.clone(), &LIMITS).unwrap() {
+                Some(message) => (Head::Broadcast(message.head.clone()), message.payload_at),
+                None => decode_head(&wire[range.clone()], &LIMITS).unwrap(),
+            };
+            let payload = &wire[range.start + payload_at..range.end];
+            let number = u64::from_le_bytes(*payload.first_chunk().unwrap());
+            let (pushed, whole) = frame(number, payload.len() - 8);
+            let pushed = [&pushed[LENGTH_BYTES..], &whole].concat();
+            assert_eq!(format!("{head:?}"), format!("{:?}", decode_head(&pushed, &LIMITS).unwrap().0));
+            assert_eq!(payload, whole);
+            found.push(number);
         }
+        assert_eq!(at, wire.len());
         found
     }
 
     fn take(outbox: &mut Outbox) -> Vec<u64> {
-        let mut out = Vec::new();
-        outbox.take(usize::MAX, &mut out);
-        numbers(&out)
+        let mut found = Vec::new();
+        while outbox.has_unsent() {
+            // One chunk at a time: each must be readable alone.
+            let mut chunk = Vec::new();
+            assert_eq!(outbox.take(1, &mut chunk), chunk.iter().map(Bytes::len).sum::<usize>());
+            found.extend(numbers(&chunk));
+        }
+        found
     }
 
     #[test]
@@ -417,6 +513,40 @@ mod tests {
         assert_eq!(resumed, Resumed { first: Seq(3), lost: 0 });
         push(&mut outbox, 6, 10).unwrap();
         assert_eq!(take(&mut outbox), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_head_is_written_once_a_buffer() {
+        let mut outbox = Outbox::new(9, 1 << 20);
+        let (head, payload) = frame(4, 10);
+        for _ in 0..3 {
+            outbox.push(&head, &payload, 0).unwrap();
+        }
+        let again = LENGTH_BYTES + 1 + payload.len();
+        assert_eq!(outbox.bytes(), head.len() + payload.len() + 2 * again);
+        assert_eq!(take(&mut outbox), [4, 4, 4]);
+        outbox.push(&head, &payload, 0).unwrap();
+        assert_eq!(outbox.bytes(), 2 * (head.len() + payload.len() + again), "the next buffer has its own");
+        // What is left begins with a whole head, and again when more is cut.
+        for (applied, left) in [(1, 3), (2, 2)] {
+            outbox.resume(&Resume { epoch: 0, received: Some((9, applied)) });
+            assert_eq!(take(&mut outbox), vec![4; left]);
+        }
+        assert_eq!(outbox.bytes(), 2 * (head.len() + payload.len()));
+    }
+
+    #[test]
+    fn a_broadcast_that_is_left_behind_another_frame_gets_its_head() {
+        let mut outbox = Outbox::new(9, 1 << 20);
+        for number in [4, 5, 5, 4, 4] {
+            push(&mut outbox, number, 10).unwrap();
+        }
+        for applied in 1..5 {
+            outbox.take(usize::MAX, &mut Vec::new());
+            let resumed = outbox.resume(&Resume { epoch: 0, received: Some((9, applied)) });
+            assert_eq!(resumed, Resumed { first: Seq(applied + 1), lost: 0 });
+            assert_eq!(take(&mut outbox), [4, 5, 5, 4, 4][applied as usize..]);
+        }
     }
 
     #[test]
@@ -510,6 +640,8 @@ mod tests {
         Ack,
         /// The link breaks and comes up again; the peer hears how it begins, or the link breaks before that.
         Break(bool),
+        /// As many of the oldest frames expire while there is no link.
+        Expire(u64),
         Forget,
     }
 
@@ -519,6 +651,7 @@ mod tests {
             3 => (0usize..20).prop_map(Op::Deliver),
             2 => Just(Op::Ack),
             1 => any::<bool>().prop_map(Op::Break),
+            1 => (0u64..10).prop_map(Op::Expire),
             1 => Just(Op::Forget),
         ];
         proptest::collection::vec(op, 1..200)
@@ -536,11 +669,13 @@ mod tests {
             outbox.resume(&inbox.resume(memory));
             let (mut pushed, mut arrived, mut lost, mut gap) = (0u64, Vec::new(), 0u64, 0u64);
             let mut wire: VecDeque<u64> = VecDeque::new();
+            let mut expired = 0;
             for op in ops.into_iter().chain([Op::Break(true), Op::Deliver(usize::MAX)]) {
                 match op {
                     Op::Push(len) => {
                         pushed += 1;
-                        prop_assert_eq!(push(&mut outbox, pushed, len), Ok(Seq(pushed)));
+                        let (head, payload) = frame(pushed, len);
+                        prop_assert_eq!(outbox.push(&head, &payload, pushed), Ok(Seq(pushed)));
                     }
                     Op::Deliver(count) => {
                         wire.extend(take(&mut outbox));
@@ -552,8 +687,11 @@ mod tests {
                         }
                     }
                     Op::Ack => outbox.ack(inbox.received()),
-                    Op::Break(_) | Op::Forget => {
+                    Op::Break(_) | Op::Forget | Op::Expire(_) => {
                         wire.clear();
+                        if let Op::Expire(count) = op {
+                            expired += outbox.expire((pushed + 1).saturating_sub(outbox.len()) + count);
+                        }
                         if matches!(op, Op::Forget) {
                             inbox = Inbox::new();
                             memory += 1;
@@ -567,11 +705,13 @@ mod tests {
                     }
                 }
                 prop_assert!(outbox.len() <= pushed);
+                let held = outbox.chunks.iter().map(Chunk::len).sum::<usize>() + outbox.open.len();
+                prop_assert_eq!(outbox.bytes(), held);
             }
             prop_assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "order or duplicate: {:?}", arrived);
             prop_assert!(arrived.len() as u64 + lost >= pushed, "silent loss");
             prop_assert!(gap <= lost);
-            prop_assert!(memory > 1 || (lost == 0 && arrived.len() as u64 == pushed), "lost {} for a break", lost);
+            prop_assert!(memory > 1 || expired > 0 || (lost == 0 && arrived.len() as u64 == pushed), "lost {} for a break", lost);
             outbox.ack(Seq(pushed));
             prop_assert_eq!(outbox.bytes(), 0);
         }

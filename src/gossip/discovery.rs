@@ -145,8 +145,8 @@ pub struct DiscoveryConfig {
     pub jitter: f64,
     /// How long a lookup may take. Default is 5 s.
     pub resolve_timeout: Duration,
-    /// Seed of the generator behind the jitter.
-    pub jitter_seed: u64,
+    /// Seed of the generator behind the jitter: the node sets it.
+    pub(crate) jitter_seed: u64,
 }
 
 impl Default for DiscoveryConfig {

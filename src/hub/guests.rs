@@ -183,7 +183,9 @@ impl Hub {
         let Some(route) = Route::of(&head.to) else { return reply.end_as(EndStatus::NoNamespace) };
         let targets = match head.op {
             // Servers have no rooms: each looks whether it has a handler.
-            Op::ServerEvent | Op::WatchRooms => Targets::All,
+            Op::ServerEvent => Targets::All,
+            // It has no end: for nodes.
+            Op::WatchRooms => return reply.end_as(EndStatus::Failed),
             _ => Targets::Rooms(&route.ns, &route.rooms),
         };
         if head.id == 0 {

@@ -3,10 +3,13 @@
 //! Shared by fronts, links and actors. Nothing here waits: an emit is one look into a published snapshot and one
 //! bounded enqueue per interested peer.
 
+pub(crate) mod cluster_rooms;
 pub(crate) mod feed;
 pub(crate) mod guests;
 pub(crate) mod peer;
 pub(crate) mod requests;
+pub(crate) mod rooms;
+mod settle;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -18,7 +21,7 @@ use arc_swap::{ArcSwap, Cache};
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
 use smallvec::SmallVec;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 use crate::config::Config;
@@ -32,6 +35,7 @@ use feed::InterestFeed;
 use guests::Guests;
 use peer::PeerQueue;
 use requests::{MissingReason, Reply, Request, RequestTable};
+use rooms::{PathRooms, RoomFeed};
 
 /// The pseudo namespace whose rooms are the ids of Socket.IO servers: a message for one server is routed like a
 /// message for one room. Socket.IO paths begin with `/`, so it cannot clash.
@@ -53,6 +57,13 @@ pub(crate) trait Inbound: Send + Sync + 'static {
     /// wait. What takes longer keeps a clone of `reply`; when the last one is dropped, this node has answered.
     fn request(&self, request: &Request<'_, '_>, reply: &Reply) {
         let _ = (request, reply);
+    }
+
+    /// Every room of the front here, with its number of members. `each` is called under the lock under which the front
+    /// says who joined and who left: what it is told, and the room events from then on, fit together. It must not come
+    /// back to the front.
+    fn rooms_here(&self, each: &mut dyn FnMut(&str, usize)) {
+        let _ = each;
     }
 }
 
@@ -123,6 +134,8 @@ pub(crate) struct Hub {
     pending: Mutex<Pending>,
     /// Wakes the registry when `pending` is no longer empty.
     pub(crate) pending_wake: Notify,
+    /// How much of what was `pending` is in this node's interest.
+    flushed: watch::Sender<settle::Flushed>,
     /// This node's interest, encoded for links.
     pub(crate) feed: InterestFeed,
     pub(crate) counters: Counters,
@@ -131,6 +144,8 @@ pub(crate) struct Hub {
     /// The emitters that are linked to this node.
     pub(crate) guests: Guests,
     pub(crate) events: broadcast::Sender<Event>,
+    /// Room events, for whoever listens.
+    pub(crate) room_feed: Arc<RoomFeed>,
     /// The reasons that were logged, by address.
     refusals: Mutex<HashMap<IpAddr, LinkError>>,
     /// The node has stopped: nobody takes what is pending any more.
@@ -157,6 +172,8 @@ pub(crate) struct Recent {
 struct Front {
     id: u64,
     inbound: Weak<dyn Inbound>,
+    /// What the fronts of one path have in common.
+    rooms: Arc<PathRooms>,
 }
 
 /// What happened to this node's interest since the registry last looked: bounded by the number of distinct rooms,
@@ -165,6 +182,8 @@ struct Front {
 pub(crate) struct Pending {
     pub(crate) namespaces: Vec<(Namespace, NamespaceOp)>,
     pub(crate) rooms: HashMap<Namespace, HashMap<RoomKey, i64>>,
+    /// Counts how often it was taken: see `settle.rs`.
+    pub(crate) generation: u64,
 }
 
 impl Pending {
@@ -255,11 +274,13 @@ impl Hub {
             changes: Mutex::new(0),
             pending: Mutex::default(),
             pending_wake: Notify::new(),
+            flushed: watch::channel(settle::Flushed::default()).0,
             feed: InterestFeed::new(config.link.interest_log_bytes),
             counters: Counters::default(),
             requests: RequestTable::new(config.link.max_requests),
             guests: Guests::default(),
             events: broadcast::channel(config.event_buffer.0).0,
+            room_feed: RoomFeed::new(config.room_event_buffer.0),
             refusals: Mutex::default(),
             stopped: AtomicBool::new(false),
             started: Instant::now(),
@@ -390,6 +411,14 @@ impl Hub {
         fronts.filter_map(|front| front.inbound.upgrade()).collect()
     }
 
+    /// Every front here, with its path.
+    pub(crate) fn each_front(&self, mut each: impl FnMut(&Arc<str>, &dyn Inbound)) {
+        let fronts = self.fronts.load();
+        for (path, list) in fronts.iter() {
+            list.iter().filter_map(|front| front.inbound.upgrade()).for_each(|front| each(path, &*front));
+        }
+    }
+
     /// Whether a namespace may be attached: it is, or there is room for one more.
     pub(crate) fn has_room_for(&self, ns: &Namespace) -> bool {
         let fronts = self.fronts.load();
@@ -403,38 +432,51 @@ impl Hub {
         !mask.is_empty()
     }
 
-    /// Adds a front for a namespace: other nodes now learn that `ns` is here.
+    /// Adds a front for a namespace: other nodes now learn that `ns` is here. The front has no rooms yet, and the caller
+    /// holds no lock of any front.
     pub(crate) fn attach(
         self: &Arc<Self>,
         ns: &Namespace,
         mode: RoomMode,
         inbound: Weak<dyn Inbound>,
     ) -> Attachment {
-        let id = {
+        let (id, rooms, others) = {
             let mut next_id = lock(&self.changes);
             *next_id += 1;
             let id = *next_id;
+            let others = self.fronts.load().get(ns.path()).cloned().unwrap_or_default();
+            let rooms = others.first().map(|front| Arc::clone(&front.rooms));
+            let rooms = rooms.unwrap_or_else(|| PathRooms::new(ns.shared_path(), &self.room_feed));
             self.fronts.rcu(|fronts| {
                 let mut fronts = HashMap::clone(fronts);
-                let front = Front { id, inbound: inbound.clone() };
+                let front = Front { id, inbound: inbound.clone(), rooms: Arc::clone(&rooms) };
                 fronts.entry(Arc::clone(ns.shared_path())).or_default().push(front);
                 fronts
             });
-            id
+            (id, rooms, others)
         };
+        // The servers of a node have no rooms that anybody joins.
+        if !others.is_empty() && ns.path() != SERVERS {
+            let alive = |front: Front| Some((front.id, front.inbound.upgrade()?));
+            rooms.share(&others.into_iter().filter_map(alive).collect::<Vec<_>>());
+        }
         self.note(|pending| pending.namespaces.push((ns.clone(), NamespaceOp::Attach(mode))));
-        Attachment { hub: Arc::clone(self), ns: ns.clone(), mode: Mutex::new(mode), id }
+        Attachment { hub: Arc::clone(self), ns: ns.clone(), mode: Mutex::new(mode), id, rooms }
     }
 
-    /// Takes what the registry has not seen yet.
+    /// Takes what the registry has not seen yet. What is noted from now on is in the next generation.
     pub(crate) fn take_pending(&self) -> Pending {
-        std::mem::take(&mut *lock(&self.pending))
+        let mut pending = lock(&self.pending);
+        let next = Pending { generation: pending.generation + 1, ..Pending::default() };
+        std::mem::replace(&mut *pending, next)
     }
 
     /// The node stops: what fronts still say about their rooms is for nobody.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.take_pending();
+        self.flush_no_more();
+        self.room_feed.stop();
     }
 
     fn note(&self, change: impl FnOnce(&mut Pending)) {
@@ -509,6 +551,7 @@ pub(crate) struct Attachment {
     ns: Namespace,
     mode: Mutex<RoomMode>,
     id: u64,
+    rooms: Arc<PathRooms>,
 }
 
 impl Attachment {
@@ -527,6 +570,24 @@ impl Attachment {
     /// A room got its first member here (`by` 1) or lost its last (`by` -1).
     pub(crate) fn adjust(&self, room: RoomKey, by: i64) {
         self.hub.adjust(&self.ns, room, by);
+    }
+
+    /// A member of the front joined a room, as the `first` there or not. To be called under the lock that made the change.
+    #[inline]
+    pub(crate) fn joined(&self, room: &Arc<str>, first: bool, member: impl FnOnce() -> Arc<str>) {
+        self.rooms.joined(self.id, room, first, member);
+    }
+
+    /// A member of the front left a room, as the `last` there or not. To be called under the lock that made the change.
+    #[inline]
+    pub(crate) fn left(&self, room: &Arc<str>, last: bool, member: impl FnOnce() -> Arc<str>) {
+        self.rooms.left(self.id, room, last, member);
+    }
+
+    /// The front can be asked for its rooms from now on. To be called before its first room by a front that could not
+    /// when it was attached.
+    pub(crate) fn placed(&self) {
+        self.rooms.placed();
     }
 
     /// Gives up exact rooms: from now on every broadcast of the namespace comes here. Returns whether that is new.

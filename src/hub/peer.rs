@@ -52,11 +52,19 @@ impl PeerRole {
             Self::Member => true,
             Self::Guest => !matches!(
                 head,
-                Head::Interest(_) | Head::InterestWanted | Head::Answer { .. } | Head::End { .. }
+                Head::Interest(_)
+                    | Head::Rooms { .. }
+                    | Head::InterestWanted
+                    | Head::Answer { .. }
+                    | Head::End { .. }
             ),
             Self::Host => !matches!(
                 head,
-                Head::Interest(_) | Head::InterestWanted | Head::Broadcast(_) | Head::Request(_)
+                Head::Interest(_)
+                    | Head::Rooms { .. }
+                    | Head::InterestWanted
+                    | Head::Broadcast(_)
+                    | Head::Request(_)
             ),
         }
     }
@@ -78,6 +86,8 @@ pub(crate) struct PeerQueue {
     pub(crate) wake: Notify,
     /// Wakes those who wait for room.
     space: Notify,
+    /// Wakes those who wait for `interest_acked` to grow.
+    acked: Notify,
     /// The link, while there is one.
     path: ArcSwapOption<Box<dyn LinkPath>>,
     state: AtomicU8,
@@ -154,6 +164,7 @@ impl PeerQueue {
             inbox: Mutex::new(Some(Inbox::new())),
             wake: Notify::new(),
             space: Notify::new(),
+            acked: Notify::new(),
             path: ArcSwapOption::empty(),
             state: AtomicU8::new(0),
             link_since_ms: AtomicU64::new(0),
@@ -247,6 +258,27 @@ impl PeerQueue {
         }
     }
 
+    /// The peer has applied this version of this node's interest.
+    pub(crate) fn interest_applied(&self, version: u64) {
+        if self.interest_acked.fetch_max(version, Ordering::AcqRel) < version {
+            self.acked.notify_waiters();
+        }
+    }
+
+    /// Waits until the peer has applied this version of this node's interest, or a newer one; also ends when the peer is
+    /// gone or this node says goodbye to it. Cancel safe.
+    pub(crate) async fn knows_interest(&self, version: u64) {
+        loop {
+            let mut notified = std::pin::pin!(self.acked.notified());
+            notified.as_mut().enable();
+            let knows = self.interest_acked.load(Ordering::Acquire) >= version;
+            if knows || self.closed.load(Ordering::Acquire) || self.leaves() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
     /// The frames that wait to be sent.
     pub(crate) fn unsent(&self) -> u64 {
         lock(&self.outbox).unsent()
@@ -322,6 +354,7 @@ impl PeerQueue {
         };
         count(&self.counters.gap_sent, lost);
         self.space.notify_waiters();
+        self.acked.notify_waiters();
         self.serving.cancel_all();
         lost
     }
@@ -359,6 +392,7 @@ impl PeerQueue {
     pub(crate) async fn say_goodbye(&self) {
         self.leaving.store(true, Ordering::Release);
         self.wake.notify_one();
+        self.acked.notify_waiters();
         loop {
             let mut notified = std::pin::pin!(self.space.notified());
             notified.as_mut().enable();

@@ -22,13 +22,13 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Sleep;
 
 use crate::core::frame::{
-    BroadcastHead, EndStatus, Head, LENGTH_BYTES, RequestHead, encode_body, encode_head,
+    BroadcastHead, EndStatus, Head, LENGTH_BYTES, Op, RequestHead, encode_body, encode_head,
 };
 use crate::core::requests::{Requests, Settled, TooManyRequests};
 use crate::core::routes::PeerMask;
 use crate::error::DropReason;
 use crate::hub::peer::{PeerQueue, PeerRole, count};
-use crate::hub::{Hub, Receipt, lock};
+use crate::hub::{Hub, Receipt, cluster_rooms, lock};
 use crate::ids::{Namespace, NodeId, PeerSlot, RoomKey};
 
 /// How much longer than its timeout a question waits for the answers of other nodes: those apply the timeout, too, and
@@ -627,6 +627,12 @@ impl Hub {
 
     /// Has the fronts of the namespace here do what is asked.
     fn serve(self: &Arc<Self>, request: &Request<'_, '_>, reply: &Reply) {
+        if request.head.op == Op::WatchRooms {
+            if let (true, Ok(runtime)) = (reply.is_wanted(), Handle::try_current()) {
+                runtime.spawn(cluster_rooms::tell(Arc::clone(self), reply.clone()));
+            }
+            return;
+        }
         let fronts = self.fronts_of(request.head.to.ns);
         if fronts.is_empty() {
             reply.end_as(EndStatus::NoNamespace);

@@ -102,6 +102,11 @@ impl Locals {
         Arc::clone(&self.everyone.list)
     }
 
+    /// The rooms, each with its number of members.
+    pub(super) fn rooms(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.rooms.iter().map(|(room, crowd)| (&**room, crowd.list.len()))
+    }
+
     /// The members of a room, when there are any.
     pub(super) fn room(&self, room: &str) -> Option<Arc<Vec<Entry>>> {
         self.rooms.get(room).map(|crowd| Arc::clone(&crowd.list))

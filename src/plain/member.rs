@@ -69,16 +69,35 @@ impl Member {
         if first {
             self.inner.attachment.adjust(self.inner.ns().room(room), 1);
         }
+        // While it is locked, so that room events come in the order of the changes.
+        self.inner.attachment.joined(&name, first, || self.name());
+        drop(locals);
         rooms.insert(name);
         Ok(())
+    }
+
+    /// Resolves when every other node has heard of the rooms that this member joined before the call (and of all else
+    /// that was joined on this node): a message for them that is emitted anywhere from then on reaches it. As
+    /// [`Node::settled`](crate::Node::settled), which says how long that takes and when it ends. Cancel safe.
+    ///
+    /// ```no_run
+    /// # async fn doc(member: roomcast::Member) -> Result<(), Box<dyn std::error::Error>> {
+    /// member.join("lobby")?;
+    /// member.settled().await;
+    /// // Now tell the client that it is in the room.
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn settled(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.inner.hub().settled()
     }
 
     /// Leaves a room. Nothing happens when it is not in it.
     pub fn leave(&self, room: impl AsRef<str>) {
         let room = room.as_ref();
         let mut rooms = lock(&self.rooms);
-        if rooms.remove(room) {
-            self.leave_joined(room);
+        if let Some(room) = rooms.take(room) {
+            self.leave_joined(&room);
         }
     }
 
@@ -107,11 +126,18 @@ impl Member {
     }
 
     /// Called while `rooms` is locked, so that a join of the same room on another thread comes before or after.
-    fn leave_joined(&self, room: &str) {
+    fn leave_joined(&self, room: &Arc<str>) {
         let mut locals = self.inner.write();
-        if locals.leave(room, self.entry.id) {
+        let last = locals.leave(room, self.entry.id);
+        if last {
             self.inner.attachment.adjust(self.inner.ns().room(room), -1);
         }
+        self.inner.attachment.left(room, last, || self.name());
+    }
+
+    /// Its number, as room events show it.
+    fn name(&self) -> Arc<str> {
+        self.entry.id.0.to_string().into()
     }
 }
 

@@ -23,6 +23,7 @@ use smallvec::SmallVec;
 use crate::core::frame::{BroadcastHead, PayloadKind};
 use crate::core::interest::RoomMode;
 use crate::error::IdError;
+use crate::event::RoomEvents;
 use crate::hub::{Attachment, Hub, Inbound, Kept, lock};
 use crate::ids::Namespace;
 use crowd::{Entry, Locals};
@@ -92,6 +93,7 @@ impl NamespaceHandle {
             version: AtomicU64::new(0),
             next_id: AtomicU64::new(1),
         });
+        inner.attachment.placed();
         open.insert(Arc::clone(ns.shared_path()), Arc::downgrade(&inner));
         Ok(Self { inner })
     }
@@ -117,6 +119,32 @@ impl NamespaceHandle {
     /// No rooms (`to([])`) is nobody: a list that happens to be empty must not reach everyone.
     pub fn to<'a>(&'a self, rooms: impl Rooms<'a>) -> Emit<'a> {
         Emit::to(&self.inner, None, rooms)
+    }
+}
+
+impl NamespaceHandle {
+    /// What happens to the rooms of this namespace on this node from now on, whichever front they are of:
+    /// [`Node::room_events`](crate::Node::room_events) for this namespace only.
+    pub fn room_events(&self) -> RoomEvents {
+        self.inner.hub().room_feed.listen().only(Arc::clone(self.inner.ns().shared_path()))
+    }
+
+    /// Resolves when every other node has heard of everything that was joined on this node before the call, this namespace
+    /// included: as [`Node::settled`](crate::Node::settled), which says how long that takes and when it ends. Cancel safe.
+    ///
+    /// ```no_run
+    /// # async fn doc(chat: roomcast::Namespace) -> Result<(), Box<dyn std::error::Error>> {
+    /// let members: Vec<roomcast::Member> = (0..100).map(|_| chat.connect(|_| ())).collect();
+    /// for member in &members {
+    ///     member.join("lobby")?;
+    /// }
+    /// // One wait for all of them.
+    /// chat.settled().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn settled(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        self.inner.hub().settled()
     }
 }
 
@@ -215,6 +243,11 @@ impl Inner {
 }
 
 impl Inbound for Inner {
+    fn rooms_here(&self, each: &mut dyn FnMut(&str, usize)) {
+        // Who joins or leaves has it locked for writing until that is told.
+        self.read().rooms().for_each(|(room, members)| each(room, members));
+    }
+
     fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes) {
         // A socketioxide front may share the path; its messages are not for members of the plain API.
         if head.kind == PayloadKind::Plain {

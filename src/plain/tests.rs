@@ -5,6 +5,7 @@ use tokio::time::{Duration, timeout};
 use super::*;
 use crate::config::Config;
 use crate::core::frame::MAX_ROOMS;
+use crate::event::RoomEvent;
 use crate::hub::NamespaceOp;
 use crate::hub::peer::PeerQueue;
 use crate::ids::{Incarnation, NodeId, RoomKey};
@@ -283,4 +284,45 @@ fn handles_can_be_used_from_any_thread() {
     fn check_future(_: impl Future + Send) {}
     check::<(NamespaceHandle, Member, Emit<'static>)>();
     let _ = |ns: &NamespaceHandle| check_future(ns.to("r").emit_wait("x"));
+}
+
+#[tokio::test]
+async fn rooms_say_who_comes_and_goes() {
+    let (hub, ns) = chat();
+    let mut events = ns.room_events();
+    let (a, _) = member(&ns, &["r", "s", "r"]);
+    let (b, _) = member(&ns, &["r"]);
+    a.leave("r");
+    a.leave("r");
+    let mut here = Vec::new();
+    ns.inner.rooms_here(&mut |room, members| here.push((room.to_owned(), members)));
+    here.sort();
+    assert_eq!(here, [("r".to_owned(), 1), ("s".to_owned(), 1)]);
+    drop(b);
+    drop(a);
+    hub.stop();
+    let mut seen = Vec::new();
+    while let Some(event) = events.recv().await {
+        let (ns, room) = event.place().expect("nothing was missed");
+        assert_eq!(&**ns, "/chat");
+        seen.push(match &event {
+            RoomEvent::RoomJoined { socket, .. } | RoomEvent::RoomLeft { socket, .. } => {
+                format!("{} {room} {socket}", event.name())
+            }
+            _ => format!("{} {room}", event.name()),
+        });
+    }
+    let expected = [
+        "create-room r",
+        "join-room r 1",
+        "create-room s",
+        "join-room s 1",
+        "join-room r 2",
+        "leave-room r 1",
+        "leave-room r 2",
+        "delete-room r",
+        "leave-room s 1",
+        "delete-room s",
+    ];
+    assert_eq!(seen, expected);
 }

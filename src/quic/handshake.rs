@@ -200,7 +200,7 @@ async fn read_hello(reader: &mut FrameReader, own: &Card, remote: SocketAddr) ->
             RefusalKind::Own => LinkError::Own,
             RefusalKind::Duplicate => LinkError::Duplicate,
             RefusalKind::Stopping => LinkError::Left,
-            _ => LinkError::Closed(refusal.text.chars().take(256).collect()),
+            _ => LinkError::closed(&refusal.text.chars().take(256).collect::<String>()),
         }),
         _ => Err(LinkError::Violation("the first frame is not a hello".into())),
     }
@@ -237,12 +237,12 @@ pub(crate) fn connection_error(error: &ConnectionError) -> LinkError {
     }
     match error {
         ConnectionError::ApplicationClosed(close) => {
-            let reason = String::from_utf8_lossy(&close.reason).into_owned();
+            let reason = String::from_utf8_lossy(&close.reason);
             match u64::from(close.error_code) {
                 code if code == CloseCode::Left as u64 => LinkError::Left,
                 code if code == CloseCode::Duplicate as u64 => LinkError::Duplicate,
                 0 => LinkError::Lost("the peer dropped the connection".into()),
-                _ => LinkError::Closed(reason),
+                _ => LinkError::closed(&reason),
             }
         }
         other => LinkError::Lost(other.to_string()),

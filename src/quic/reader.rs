@@ -11,18 +11,16 @@ use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::core::frame::{
-    BroadcastHead, Head, InterestHead, InterestPart, LAST_WORD, LENGTH_BYTES, Resume, WireMode,
-    decode_broadcast, decode_head, decode_keys, frame_len,
+    Head, InterestLimits, InterestReader, InterestStep, LAST_WORD, LENGTH_BYTES, LastHead, Resume,
+    decode_head, frame_len,
 };
 use crate::core::inbox::Verdict;
-use crate::core::interest::{InterestChange, InterestDelta, RoomMode};
 use crate::error::LinkError;
 use crate::event::Event;
-use crate::hub::feed::KEYS_PER_FRAME;
 use crate::hub::peer::{LentInbox, PeerQueue, PeerRole, count, count_alone};
 use crate::hub::requests::MissingReason;
 use crate::hub::{Hub, Recent};
-use crate::ids::{Namespace, Seq};
+use crate::ids::Seq;
 use crate::quic::connection::{Applied, Ends, InterestUpdate, LinkHost, Signals};
 use crate::quic::handshake::FrameReader;
 use crate::quic::together::give_way;
@@ -45,11 +43,7 @@ pub(super) struct Reader {
     theirs: u64,
     /// The same, once the peer has said where it begins.
     epoch: u64,
-    /// The parts of a delta so far, and how many keys are in them.
-    gathered: Vec<InterestChange>,
-    gathered_keys: usize,
-    /// Whether a snapshot is coming in.
-    snapshot: bool,
+    interest: InterestReader,
     /// Bytes of counted frames since the last acknowledgement.
     unacked: usize,
 }
@@ -62,6 +56,10 @@ impl Reader {
         resume: oneshot::Sender<Resume>,
     ) -> Self {
         let Ends { peer, hub, host, signals } = ends;
+        let interest = InterestReader::new(InterestLimits {
+            max_rooms: hub.config.link.max_rooms_per_peer,
+            max_namespaces: hub.config.link.max_namespaces_per_peer,
+        });
         Self {
             reader,
             inbox,
@@ -72,9 +70,7 @@ impl Reader {
             resume: Some(resume),
             theirs: 0,
             epoch: 0,
-            gathered: Vec::new(),
-            gathered_keys: 0,
-            snapshot: false,
+            interest,
             unacked: 0,
         }
     }
@@ -86,6 +82,8 @@ impl Reader {
         let mut tick = interval((limit / SILENCE_TICKS).max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut silent_ticks, mut heard) = (0, 0);
+        // The last head of a broadcast, from one block to the next. Grows to the largest that came.
+        let mut last_head = Vec::new();
         loop {
             let block = tokio::select! {
                 biased;
@@ -105,17 +103,10 @@ impl Reader {
                 continue;
             }
             count(&self.peer.counters.bytes_received, block.len() as u64);
-            let (mut at, mut run) = (0, Run::default());
-            while let Some(length) = frame_len(&block[at..], &self.reader.limits)? {
-                let frame = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
-                at = frame.end;
-                if let Some((head, payload)) = self.frame(&block, frame, &mut run)? {
-                    self.hub.count_delivered(&mut run.recent);
-                    run = Run::default();
-                    self.interest(head, &payload).await?;
-                }
+            if let Some(here) = self.block(&block, &last_head).await? {
+                last_head.clear();
+                last_head.extend_from_slice(&block[here]);
             }
-            self.hub.count_delivered(&mut run.recent);
             if self.epoch != 0 {
                 self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
             }
@@ -130,6 +121,22 @@ impl Reader {
         }
     }
 
+    /// Handles whole frames; `last_head` is that of the broadcast before them. Says where they have a later one.
+    async fn block(&mut self, block: &Bytes, last_head: &[u8]) -> Result<Option<Range<usize>>, LinkError> {
+        let mut run = Run { last: LastHead::new(last_head), recent: Recent::default() };
+        let mut at = 0;
+        while let Some(length) = frame_len(&block[at..], &self.reader.limits)? {
+            let frame = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
+            at = frame.end;
+            if let Some(step) = self.frame(block, frame, &mut run)? {
+                self.hub.count_delivered(&mut run.recent);
+                self.interest(step).await?;
+            }
+        }
+        self.hub.count_delivered(&mut run.recent);
+        Ok(run.last.here())
+    }
+
     /// Handles the frame that is `range` of `block`. What has to wait for the registry is given back.
     #[inline]
     fn frame<'b>(
@@ -137,23 +144,22 @@ impl Reader {
         block: &'b Bytes,
         range: Range<usize>,
         run: &mut Run<'b>,
-    ) -> Result<Option<(OwnedInterest, Bytes)>, LinkError> {
+    ) -> Result<Option<InterestStep>, LinkError> {
         let frame = &block[range.clone()];
-        // Only what is handed on is counted as a reference to the block.
-        let payload = |used: usize| block.slice(range.start + used..range.end);
-        if self.epoch != 0 {
-            if !run.goes_on(frame) {
-                run.begin(
-                    decode_broadcast(frame, &self.reader.limits)?.map(|(head, used)| (head, &frame[..used])),
-                );
+        if self.epoch != 0
+            && let Some(message) = run.last.read(block, range.clone(), &self.reader.limits)?
+        {
+            if !message.again {
+                run.recent.kept = None;
             }
-            if let Some((head, bytes)) = &run.head {
-                if self.accept(frame.len()) {
-                    self.hub.arrived(&self.peer, &mut run.recent, head, payload(bytes.len()));
-                }
-                return Ok(None);
+            if self.accept(frame.len()) {
+                // Only what is handed on is counted as a reference to the block.
+                let payload = block.slice(range.start + message.payload_at..range.end);
+                self.hub.arrived(&self.peer, &mut run.recent, message.head, payload);
             }
+            return Ok(None);
         }
+        run.recent.kept = None;
         let (head, used) = decode_head(frame, &self.reader.limits)?;
         if self.resume.is_some() && !matches!(head, Head::Resume(_)) {
             return Err(LinkError::Violation("the second frame is not a resume".into()));
@@ -164,11 +170,11 @@ impl Reader {
         if head.is_counted() && self.epoch == 0 {
             return Err(LinkError::Violation("a counted frame before the start".into()));
         }
+        let payload = |used: usize| block.slice(range.start + used..range.end);
         match head {
-            Head::Broadcast(broadcast) => {
-                if self.accept(frame.len()) {
-                    self.hub.arrived_alone(&self.peer, &broadcast, &payload(used));
-                }
+            // Those after the start were read above.
+            Head::Broadcast(_) | Head::Again => {
+                return Err(LinkError::Violation("a broadcast that is none".into()));
             }
             Head::Request(request) => {
                 if self.accept(frame.len()) {
@@ -201,7 +207,7 @@ impl Reader {
                 if self.peer.role == PeerRole::Host {
                     self.peer.part(interest == LAST_WORD);
                 } else {
-                    self.peer.interest_acked.fetch_max(interest, Ordering::AcqRel);
+                    self.peer.interest_applied(interest);
                 }
             }
             Head::Resume(resume) => {
@@ -212,8 +218,9 @@ impl Reader {
                 self.theirs = resume.epoch;
             }
             Head::Start { first } => self.start(first)?,
-            Head::Interest(interest) => {
-                return Ok(Some((OwnedInterest::new(&interest)?, payload(used))));
+            Head::Interest(interest) => return Ok(Some(self.interest.part(&interest, &frame[used..])?)),
+            Head::Rooms { number, added } => {
+                return Ok(Some(InterestStep::Delta(self.interest.rooms(number, added, &frame[used..])?)));
             }
             Head::InterestWanted => self.signal(&self.signals.snapshot_wanted),
             Head::Hello(_) | Head::Refused(_) => {
@@ -254,46 +261,30 @@ impl Reader {
         Ok(())
     }
 
-    async fn interest(&mut self, head: OwnedInterest, payload: &Bytes) -> Result<(), LinkError> {
-        let (added, removed) = decode_keys(&head.wire(), payload)?;
-        let change = head.ns.map(|ns| InterestChange { ns, mode: head.mode, added, removed });
-        let snapshot = matches!(head.part, InterestPart::Snapshot | InterestPart::SnapshotEnd);
-        let end = matches!(head.part, InterestPart::SnapshotEnd | InterestPart::DeltaEnd);
-        if snapshot {
-            if !self.snapshot {
-                self.snapshot = true;
-                (self.gathered, self.gathered_keys) = (Vec::new(), 0);
-                self.apply(InterestUpdate::Begin(head.version)).await?;
+    async fn interest(&mut self, step: InterestStep) -> Result<(), LinkError> {
+        let version = match step {
+            InterestStep::More => return Ok(()),
+            InterestStep::Snapshot { version, begins, change, ends } => {
+                if begins {
+                    self.apply(InterestUpdate::Begin(version)).await?;
+                }
+                if let Some(change) = change {
+                    self.apply(InterestUpdate::Chunk(change)).await?;
+                }
+                if !ends || !self.apply(InterestUpdate::End).await? {
+                    return Ok(());
+                }
+                version
             }
-            if let Some(change) = change {
-                self.apply(InterestUpdate::Chunk(change)).await?;
+            InterestStep::Delta(delta) => {
+                let version = delta.version;
+                if !self.apply(InterestUpdate::Delta(delta)).await? {
+                    return Ok(());
+                }
+                version
             }
-            if !end {
-                return Ok(());
-            }
-            self.snapshot = false;
-            if !self.apply(InterestUpdate::End).await? {
-                return Ok(());
-            }
-        } else {
-            self.gathered_keys += change.as_ref().map_or(0, |c| c.added.len() + c.removed.len());
-            self.gathered.extend(change);
-            let (parts, keys, limits) = (self.gathered.len(), self.gathered_keys, &self.hub.config.link);
-            // A change of a namespace that has many keys comes in several parts.
-            let most_parts = limits.max_namespaces_per_peer + limits.max_rooms_per_peer / KEYS_PER_FRAME;
-            if keys > limits.max_rooms_per_peer || parts > most_parts {
-                return Err(LinkError::Violation(format!("a delta of {keys} rooms in {parts} parts")));
-            }
-            if !end {
-                return Ok(());
-            }
-            let changes = std::mem::take(&mut self.gathered);
-            self.gathered_keys = 0;
-            if !self.apply(InterestUpdate::Delta(InterestDelta { version: head.version, changes })).await? {
-                return Ok(());
-            }
-        }
-        self.peer.interest_held.store(head.version, Ordering::Release);
+        };
+        self.peer.interest_held.store(version, Ordering::Release);
         self.signal(&self.signals.ack);
         Ok(())
     }
@@ -313,54 +304,8 @@ impl Reader {
     }
 }
 
-/// Messages with the same head, one after the other in one block: the head is read once, and fronts may keep what they
-/// looked up for it.
-#[derive(Default)]
+/// The messages of one block: a head that is repeated is read once, and fronts may keep what they looked up for it.
 struct Run<'b> {
-    /// The head and its bytes.
-    head: Option<(BroadcastHead<'b>, &'b [u8])>,
+    last: LastHead<'b>,
     recent: Recent,
-}
-
-impl<'b> Run<'b> {
-    /// Whether the frame has the same head. No head of a broadcast is the beginning of another one.
-    #[inline]
-    fn goes_on(&self, frame: &[u8]) -> bool {
-        self.head.as_ref().is_some_and(|(_, bytes)| frame.starts_with(bytes))
-    }
-
-    #[inline]
-    fn begin(&mut self, head: Option<(BroadcastHead<'b>, &'b [u8])>) {
-        self.head = head;
-        self.recent.kept = None;
-    }
-}
-
-/// An interest head that outlives its frame.
-struct OwnedInterest {
-    version: u64,
-    part: InterestPart,
-    ns: Option<Namespace>,
-    mode: Option<RoomMode>,
-    added: u32,
-}
-
-impl OwnedInterest {
-    fn new(head: &InterestHead<'_>) -> Result<Self, LinkError> {
-        let ns = match head.ns {
-            "" => None,
-            path => Some(Namespace::new(path).map_err(|error| LinkError::Violation(error.to_string()))?),
-        };
-        let mode = match head.mode {
-            WireMode::Gone => None,
-            WireMode::Flood => Some(RoomMode::Flood),
-            WireMode::Exact => Some(RoomMode::Exact),
-        };
-        Ok(Self { version: head.version, part: head.part, ns, mode, added: head.added })
-    }
-
-    fn wire(&self) -> InterestHead<'static> {
-        let (version, part, added) = (self.version, self.part, self.added);
-        InterestHead { version, part, ns: "", mode: WireMode::Exact, added }
-    }
 }

@@ -1,6 +1,7 @@
 //! The adapter of one namespace, as socketioxide uses it.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -14,11 +15,10 @@ use socketioxide_core::packet::Packet;
 use socketioxide_core::parser::Parse;
 use socketioxide_core::{Sid, Uid, Value};
 
-use super::book::{Book, Holder, Keys};
+use super::book::{Book, Holder};
 use super::outbound::Target;
-use super::{Error, InitError, InitRes, RoomcastAdapterCtr};
+use super::{Error, InitError, InitRes, RoomcastAdapterCtr, receipt};
 use crate::core::frame::PayloadKind;
-use crate::core::interest::RoomMode;
 use crate::hub::{Inbound, SERVERS};
 use crate::ids::{Namespace, NodeId};
 
@@ -57,6 +57,8 @@ pub(super) trait Rooms: Send + Sync + 'static {
     fn leave_all(&self, holder: &Holder);
     /// The rooms of a socket.
     fn rooms_of(&self, sid: Sid) -> Vec<Room>;
+    /// Waits until the other nodes have heard of what was joined here.
+    fn settled(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 thread_local! {
@@ -121,7 +123,7 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
         // Sockets here come first, and are served whatever becomes of the rest.
         let here = self.local.broadcast(packet, opts);
         let sent = match outgoing {
-            Ok(Some(outgoing)) => self.send(outgoing).map(|_| ()),
+            Ok(Some(outgoing)) => self.send(outgoing).map(receipt::collect),
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
@@ -166,7 +168,7 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
     }
 
     fn check_soon(&self) {
-        if !self.book.is_flooded() {
+        if !self.book.is_flooded() || self.book.has_owned() {
             self.book.wake.touch();
             self.book.wake.start(|| self.me());
         }
@@ -174,22 +176,18 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
 
     fn add_sockets_now(&self, opts: BroadcastOptions, rooms: Vec<Room>) -> Result<(), Error> {
         self.only_here("add_sockets", &opts)?;
-        if self.book.mode() == RoomMode::Flood {
-            self.local.add_sockets(opts, rooms);
-            return Ok(());
-        }
         for sid in self.local.sockets(opts) {
-            self.join(&self.book.holder(sid), rooms.clone());
+            let holder = self.book.holder(sid);
+            self.join(&holder, rooms.clone());
+            if self.is_listed(sid) {
+                self.book.listed(sid);
+            }
         }
         Ok(())
     }
 
     fn del_sockets_now(&self, opts: BroadcastOptions, rooms: Vec<Room>) -> Result<(), Error> {
         self.only_here("del_sockets", &opts)?;
-        if self.book.mode() == RoomMode::Flood {
-            self.local.del_sockets(opts, rooms);
-            return Ok(());
-        }
         for sid in self.local.sockets(opts) {
             match self.book.find(sid) {
                 Some(holder) => self.leave(&holder, rooms.clone()),
@@ -206,12 +204,12 @@ impl<E: SocketEmitter> Rooms for RoomcastAdapter<E> {
     }
 
     fn join(&self, holder: &Holder, rooms: Vec<Room>) {
-        holder.join(&self.book, self.book.keys(&rooms), || self.local.add_all(holder.sid(), rooms));
+        holder.join(&self.book, rooms, |rooms| self.local.add_all(holder.sid(), rooms));
     }
 
     fn leave(&self, holder: &Holder, rooms: Vec<Room>) {
-        let keys: Keys = self.book.keys(&rooms);
-        if holder.leave(&self.book, keys, || self.local.del(holder.sid(), rooms.clone())) {
+        let emptied = holder.leave(&self.book, &rooms, || self.local.del(holder.sid(), rooms.clone()));
+        if emptied && !self.book.is_flooded() {
             // Somebody who joined past the book may have been covered by this holder.
             let mut opts = BroadcastOptions::default();
             opts.rooms = rooms.into();
@@ -229,6 +227,10 @@ impl<E: SocketEmitter> Rooms for RoomcastAdapter<E> {
 
     fn rooms_of(&self, sid: Sid) -> Vec<Room> {
         self.local.socket_rooms(sid).into_iter().collect()
+    }
+
+    fn settled(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.state.hub.settled())
     }
 }
 

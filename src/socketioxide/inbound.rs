@@ -29,6 +29,10 @@ pub(super) enum Unreadable {
 }
 
 impl<E: SocketEmitter> Inbound for RoomcastAdapter<E> {
+    fn rooms_here(&self, each: &mut dyn FnMut(&str, usize)) {
+        self.book().rooms_here(each);
+    }
+
     fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes) {
         // The plain API and other servers of this process may use the same path.
         if head.kind == PayloadKind::Plain

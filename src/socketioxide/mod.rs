@@ -38,6 +38,7 @@ mod adapter;
 mod book;
 mod inbound;
 mod outbound;
+mod receipt;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,7 @@ use socketioxide_core::adapter::errors::AdapterError;
 use socketioxide_core::{Sid, Uid};
 
 pub use self::adapter::RoomcastAdapter;
+pub use self::receipt::with_receipt;
 pub use self::socket::Socket;
 use crate::core::frame::{BroadcastHead, MAX_HEAD_BYTES, MAX_ROOMS};
 use crate::core::interest::RoomMode;

@@ -1,4 +1,4 @@
-//! The extractor for handlers of exact namespaces.
+//! The extractor for handlers: a socket whose room methods tell the cluster.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,14 +16,14 @@ use socketioxide_core::adapter::{Room, RoomParam};
 use super::Adapter;
 use super::adapter::{Rooms, adapter_behind};
 use super::book::Holder;
-use crate::core::interest::RoomMode;
 
 /// A socket, as handlers take it: all of [`SocketRef`], with room methods that tell the cluster which rooms are wanted
 /// here.
 ///
-/// An extractor for connect, message and disconnect handlers and for middlewares. Exact namespaces need it; in flood
-/// namespaces it does the same as [`SocketRef`]. What it announced is taken back when the socket goes, also when a
-/// middleware refuses the socket.
+/// An extractor for connect, message and disconnect handlers and for middlewares. Exact namespaces need it, and so do room
+/// events ([`Node::room_events`](crate::Node::room_events)) in any namespace; otherwise it does the same as [`SocketRef`]
+/// in flood namespaces. What it announced is taken back when the socket goes, also when a middleware refuses the socket: as
+/// soon as no handler and no task keeps the socket.
 ///
 /// ```no_run
 /// # async fn doc(io: socketioxide::SocketIo<roomcast::socketioxide::Adapter>) {
@@ -33,12 +33,12 @@ use crate::core::interest::RoomMode;
 #[derive(Clone)]
 pub struct Socket {
     socket: SocketRef<Adapter>,
-    /// What an exact namespace needs to know; none in a flood namespace.
-    exact: Option<Exact>,
+    /// What tells the book of the namespace; none when the namespace has gone.
+    held: Option<Held>,
 }
 
 #[derive(Clone)]
-struct Exact {
+struct Held {
     holder: Arc<Holder>,
     adapter: Weak<dyn Rooms>,
     /// Whether the socket was seen connected: if it is not any more, it has gone.
@@ -47,16 +47,16 @@ struct Exact {
 
 /// What stays in the extensions of a socket, as long as the socket lives.
 #[derive(Clone)]
-struct Guard(Option<Exact>);
+struct Guard(Held);
 
 impl Socket {
     fn new(socket: &Arc<RawSocket<Adapter>>) -> Self {
         let socket = SocketRef::from(Arc::clone(socket));
-        let exact = match socket.extensions.get::<Guard>() {
-            Some(Guard(exact)) => exact,
+        let held = match socket.extensions.get::<Guard>() {
+            Some(Guard(held)) => Some(held),
             None => guard(&socket),
         };
-        let this = Self { socket, exact };
+        let this = Self { socket, held };
         this.note_connected();
         this
     }
@@ -66,35 +66,68 @@ impl Socket {
     /// Without effect on a socket that has gone. There is no limit of rooms here: where clients name the rooms, give each a
     /// limit, because every node holds them.
     pub fn join(&self, rooms: impl RoomParam) {
-        let Some((exact, adapter)) = self.exact() else { return self.socket.join(rooms) };
+        let Some((held, adapter)) = self.held() else { return self.socket.join(rooms) };
         let rooms: Vec<Room> = rooms.into_room_iter().collect();
         self.note_connected();
-        adapter.join(&exact.holder, rooms.clone());
+        adapter.join(&held.holder, rooms.clone());
         // The server forgets the rooms of a socket once, when it goes: a later join would stay for ever.
-        if exact.connected.load(Ordering::Acquire) && !self.socket.connected() {
-            adapter.leave(&exact.holder, rooms);
+        if held.connected.load(Ordering::Acquire) && !self.socket.connected() {
+            adapter.leave(&held.holder, rooms);
         }
     }
 
     /// Leaves rooms, at once.
     pub fn leave(&self, rooms: impl RoomParam) {
-        match self.exact() {
-            Some((exact, adapter)) => adapter.leave(&exact.holder, rooms.into_room_iter().collect()),
+        match self.held() {
+            Some((held, adapter)) => adapter.leave(&held.holder, rooms.into_room_iter().collect()),
             None => self.socket.leave(rooms),
         }
     }
 
     /// Leaves every room, at once.
     pub fn leave_all(&self) {
-        match self.exact() {
-            Some((exact, adapter)) => adapter.leave_all(&exact.holder),
+        match self.held() {
+            Some((held, adapter)) => adapter.leave_all(&held.holder),
             None => self.socket.leave_all(),
+        }
+    }
+
+    /// Resolves when every other node has heard of the rooms that this socket joined before the call (and of all else
+    /// that was joined on this node): a message for them that is emitted anywhere from then on reaches it.
+    ///
+    /// As [`Node::settled`](crate::Node::settled), which says how long that takes and when it ends. In a flood namespace
+    /// the other nodes need to hear of the namespace only. In an exact one, a room that was joined with the methods of
+    /// [`SocketRef`] is not covered. Cancel safe.
+    ///
+    /// ```no_run
+    /// # async fn doc(io: socketioxide::SocketIo<roomcast::socketioxide::Adapter>) {
+    /// io.ns("/", async |socket: roomcast::socketioxide::Socket| {
+    ///     socket.join("lobby");
+    ///     socket.settled().await;
+    ///     // From now on it misses nothing, whichever node a message comes from.
+    ///     socket.emit("joined", "lobby").ok();
+    /// })
+    /// .await
+    /// .unwrap();
+    /// # }
+    /// ```
+    pub fn settled(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let adapter = match &self.held {
+            Some(held) => held.adapter.upgrade(),
+            None => adapter_behind(|| _ = self.socket.rooms()),
+        };
+        let settled = adapter.map(|adapter| adapter.settled());
+        async move {
+            // Without its namespace the socket gets nothing any more.
+            if let Some(settled) = settled {
+                settled.await;
+            }
         }
     }
 
     /// The rooms of the socket.
     pub fn rooms(&self) -> Vec<Room> {
-        match self.exact() {
+        match self.held() {
             Some((_, adapter)) => adapter.rooms_of(self.socket.id),
             None => self.socket.rooms(),
         }
@@ -113,36 +146,30 @@ impl Socket {
         self.socket
     }
 
-    fn exact(&self) -> Option<(&Exact, Arc<dyn Rooms>)> {
-        let exact = self.exact.as_ref()?;
-        Some((exact, exact.adapter.upgrade()?))
+    fn held(&self) -> Option<(&Held, Arc<dyn Rooms>)> {
+        let held = self.held.as_ref()?;
+        Some((held, held.adapter.upgrade()?))
     }
 
     fn note_connected(&self) {
-        if let Some(exact) = &self.exact
+        if let Some(held) = &self.held
             && self.socket.connected()
         {
-            exact.connected.store(true, Ordering::Release);
+            held.connected.store(true, Ordering::Release);
         }
     }
 }
 
 /// Puts the guard into the extensions of a socket that is seen for the first time.
-fn guard(socket: &SocketRef<Adapter>) -> Option<Exact> {
+fn guard(socket: &SocketRef<Adapter>) -> Option<Held> {
     let adapter = adapter_behind(|| _ = socket.rooms())?;
-    let book = adapter.book();
-    if book.mode() == RoomMode::Flood {
-        socket.extensions.insert(Guard(None));
-        return None;
-    }
     let kept = || socket.extensions.get::<Guard>();
     let keep = |holder| {
-        let exact = Exact { holder, adapter: Arc::downgrade(&adapter), connected: Arc::default() };
-        let guard = Guard(Some(exact));
+        let guard = Guard(Held { holder, adapter: Arc::downgrade(&adapter), connected: Arc::default() });
         socket.extensions.insert(guard.clone());
         guard
     };
-    book.guard(socket.id, kept, keep).0
+    Some(adapter.book().guard(socket.id, kept, keep).0)
 }
 
 impl Deref for Socket {

@@ -1,4 +1,5 @@
 mod fake;
+mod receipts;
 mod server;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::adapter::Rooms;
 use super::{Error, InitError, RoomcastAdapter, RoomcastAdapterConfig};
 use crate::config::Config;
 use crate::core::interest::RoomMode;
+use crate::event::{RoomEvent, RoomEvents};
 use crate::hub::peer::PeerQueue;
 
 /// Two nodes with one server each; `queue` leads from the first to the second.
@@ -76,6 +78,22 @@ fn refusal(result: Result<(), BroadcastError>) -> String {
         Err(BroadcastError::Adapter(AdapterError(error))) => error.to_string(),
         other => panic!("{other:?}"),
     }
+}
+
+/// What listeners heard, and the socket where there is one, until now.
+fn heard(events: &mut RoomEvents) -> Vec<(&'static str, String, String)> {
+    let mut heard = Vec::new();
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    while let std::task::Poll::Ready(event) = std::pin::pin!(events.recv()).poll(&mut context) {
+        let event = event.expect("the node runs");
+        let room = event.place().expect("nothing was missed").1.to_string();
+        let socket = match &event {
+            RoomEvent::RoomJoined { socket, .. } | RoomEvent::RoomLeft { socket, .. } => socket.to_string(),
+            _ => String::new(),
+        };
+        heard.push((event.name(), room, socket));
+    }
+    heard
 }
 
 /// A proper join, as the extractor does it.
@@ -490,4 +508,154 @@ async fn the_book_holds_what_sockets_are_in_whatever_the_order() {
     assert_eq!(pair.b.wanted("/chat").0, Some(RoomMode::Exact));
     drop(pair.receiver);
     assert_eq!(pair.b.wanted_in_all(), 0);
+}
+
+#[test]
+fn both_kinds_of_namespace_say_who_comes_and_goes() {
+    for exact in [false, true] {
+        let side = Side::new("a");
+        let sockets = FakeSockets::new("/chat", FakeParser::Text);
+        let config = RoomcastAdapterConfig::new().with_exact_rooms(exact);
+        let adapter = side.adapter(config, &sockets);
+        let mut events = side.hub.room_feed.listen();
+        let (a, b) = (sockets.connect(), sockets.connect());
+        let event = |name, room: &str, sid: Sid| (name, room.to_owned(), sid.to_string());
+        let room = |name, room: &str| (name, room.to_owned(), String::new());
+
+        join(&adapter, a, "r");
+        join(&adapter, b, "r");
+        join(&adapter, a, "r");
+        adapter.leave(&adapter.book().holder(a), vec!["r".into(), "unknown".into()]);
+        let expected = [
+            room("create-room", "r"),
+            event("join-room", "r", a),
+            event("join-room", "r", b),
+            event("leave-room", "r", a),
+        ];
+        assert_eq!(heard(&mut events), expected);
+        let mut here = Vec::new();
+        adapter.book().rooms_here(&mut |room, members| here.push((room.to_owned(), members)));
+        assert_eq!(here, [("r".to_owned(), 1)]);
+
+        now(adapter.add_sockets(flagged(everyone(), BroadcastFlags::Local), "s")).unwrap();
+        now(adapter.del_sockets(flagged(everyone(), BroadcastFlags::Local), ["r", "s"])).unwrap();
+        let mut moved = heard(&mut events);
+        assert_eq!(moved[0], room("create-room", "s"));
+        moved.sort();
+        assert_eq!(moved.iter().filter(|event| event.0 == "join-room").count(), 2);
+        assert_eq!(moved.iter().filter(|event| event.0 == "leave-room").count(), 3);
+        assert_eq!(moved[1..3], [room("delete-room", "r"), room("delete-room", "s")]);
+        assert_eq!(adapter.local().sockets(to(&["r", "s"])), []);
+
+        // The end of the namespace is the end of its rooms, once.
+        join(&adapter, a, "t");
+        heard(&mut events);
+        now(adapter.close()).unwrap();
+        assert_eq!(heard(&mut events), [event("leave-room", "t", a), room("delete-room", "t")]);
+        join(&adapter, a, "late");
+        drop(adapter);
+        assert_eq!(heard(&mut events), []);
+        assert_eq!(side.wanted_in_all(), 0);
+    }
+}
+
+/// Nothing is dropped with them: a check notices that they have gone, in a flood namespace, too.
+#[tokio::test(start_paused = true)]
+async fn sockets_that_only_the_adapter_moved_leave_when_they_go() {
+    let pair = Pair::flood();
+    let sid = pair.to.connect();
+    let mut events = pair.b.hub.room_feed.listen();
+    now(pair.receiver.add_sockets(flagged(everyone(), BroadcastFlags::Local), "r")).unwrap();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(heard(&mut events).len(), 2);
+    pair.to.disconnect(&pair.receiver, sid);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let names: Vec<_> = heard(&mut events).into_iter().map(|event| event.0).collect();
+    assert_eq!(names, ["leave-room", "delete-room"]);
+    assert!(!pair.receiver.book().has_owned());
+}
+
+/// Two adapters of one path: the rooms of the node are those of both.
+#[test]
+fn a_room_of_two_adapters_is_one_room() {
+    let side = Side::new("a");
+    let (one, two) =
+        (FakeSockets::new("/chat", FakeParser::Text), FakeSockets::new("/chat", FakeParser::Text));
+    let first = side.adapter(RoomcastAdapterConfig::new(), &one);
+    let mut events = side.hub.room_feed.listen();
+    join(&first, one.connect(), "r");
+    let second = side.adapter(RoomcastAdapterConfig::new(), &two);
+    join(&second, two.connect(), "r");
+    drop(first);
+    drop(second);
+    let names: Vec<_> = heard(&mut events).into_iter().map(|event| event.0).collect();
+    assert_eq!(names, ["create-room", "join-room", "join-room", "leave-room", "leave-room", "delete-room"]);
+}
+
+/// A socket that comes back under its id while something still keeps the one before.
+#[test]
+fn a_later_socket_with_the_same_id_begins_anew() {
+    let side = Side::new("a");
+    let sockets = FakeSockets::new("/chat", FakeParser::Text);
+    let adapter = side.adapter(RoomcastAdapterConfig::new(), &sockets);
+    let mut events = side.hub.room_feed.listen();
+    let sid = sockets.connect();
+    let guard = || adapter.book().guard(sid, || None, |holder| holder);
+    let before = guard();
+    adapter.join(&before, vec!["r".into()]);
+    let after = guard();
+    adapter.join(&after, vec!["r".into()]);
+    drop(before);
+    let names: Vec<_> = heard(&mut events).into_iter().map(|event| event.0).collect();
+    let once = ["create-room", "join-room"];
+    assert_eq!(names, [&once[..], &["leave-room", "delete-room"], &once[..]].concat());
+}
+
+/// Sockets join, leave and go on several threads: what is told adds up, one room at a time.
+#[test]
+fn events_of_many_threads_add_up() {
+    const ROOMS: [&str; 3] = ["lobby", "hall", "attic"];
+    let mut config = Config::default();
+    config.room_event_buffer.0 = 1 << 16;
+    let side = Side::with_config("a", config);
+    let sockets = FakeSockets::new("/chat", FakeParser::Text);
+    let adapter = side.adapter(RoomcastAdapterConfig::new(), &sockets);
+    let mut events = side.hub.room_feed.listen();
+    let shared = [sockets.connect(), sockets.connect()];
+    std::thread::scope(|scope| {
+        for mover in 0..4usize {
+            let (adapter, sockets) = (&adapter, &sockets);
+            scope.spawn(move || {
+                for step in 0..1_500usize {
+                    let room = ROOMS[(mover * 7 + step * 5 + step / 3) % 3];
+                    let holder = adapter.book().holder(shared[(mover + step) % 2]);
+                    match (mover + step / 2) % 5 {
+                        0 | 1 => adapter.join(&holder, vec![room.into()]),
+                        2 => adapter.leave(&holder, vec![room.into()]),
+                        3 => {
+                            // A socket of its own, that goes without a leave.
+                            let holder = adapter.book().guard(sockets.connect(), || None, |holder| holder);
+                            adapter.join(&holder, ROOMS.map(Into::into).to_vec());
+                        }
+                        _ => adapter.leave_all(&holder),
+                    }
+                }
+            });
+        }
+    });
+    drop(adapter);
+    let mut rooms = std::collections::HashMap::new();
+    let heard = heard(&mut events);
+    for (name, room, socket) in &heard {
+        let members: &mut Option<std::collections::HashSet<&str>> = rooms.entry(room).or_default();
+        let right = match (*name, members.as_mut()) {
+            ("create-room", None) => members.replace(Default::default()).is_none(),
+            ("join-room", Some(members)) => members.insert(socket),
+            ("leave-room", Some(members)) => members.remove(&**socket),
+            ("delete-room", Some(_)) => members.take().is_some_and(|members| members.is_empty()),
+            _ => false,
+        };
+        assert!(right, "{name} {room} {socket}");
+    }
+    assert!(heard.len() > 5_000 && rooms.values().all(Option::is_none));
 }

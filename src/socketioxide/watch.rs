@@ -2,6 +2,8 @@
 //!
 //! socketioxide calls `get_local` just before every such join. That starts a check, a little later: rooms that have
 //! members here and no holder make the namespace fall back to flood, because their broadcasts would be missed.
+//!
+//! The check also notices the end of sockets that were moved by the adapter alone, in a flood namespace, too.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -94,22 +96,22 @@ async fn run<E: SocketEmitter>(running: Running, adapter: Weak<RoomcastAdapter<E
         wake.due.store(false, Ordering::Release);
         let Some(adapter) = adapter.upgrade() else { return };
         let cost = adapter.check().await;
-        if adapter.book().is_flooded() {
-            return;
-        }
         not_before = Instant::now() + cost * REST;
     }
 }
 
 impl<E: SocketEmitter> RoomcastAdapter<E> {
-    /// Looks for rooms with members here and no holder. Returns how long it kept the thread busy.
+    /// Looks for rooms with members here and no holder, and for sockets that have gone. Returns how long it kept the thread
+    /// busy.
     pub(super) async fn check(&self) -> Duration {
         #[cfg(test)]
         self.state().checks.fetch_add(1, Ordering::Relaxed);
         let mut busy = Duration::ZERO;
         let mut everyone = BroadcastOptions::default();
         everyone.add_flag(BroadcastFlags::Broadcast);
-        for sids in self.local().sockets(everyone).chunks(SOCKETS_PER_TURN) {
+        let flooded = self.book().is_flooded();
+        let sids = if flooded { Vec::new() } else { self.local().sockets(everyone) };
+        for sids in sids.chunks(SOCKETS_PER_TURN) {
             let start = Instant::now();
             for sid in sids {
                 let rooms = self.local().socket_rooms(*sid);
@@ -121,7 +123,12 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
             busy += start.elapsed();
             tokio::task::yield_now().await;
         }
-        self.forget_the_gone();
+        for owned in self.book().owned().chunks(SOCKETS_PER_TURN) {
+            let start = Instant::now();
+            owned.iter().for_each(|owned| self.forget_if_gone(*owned));
+            busy += start.elapsed();
+            tokio::task::yield_now().await;
+        }
         busy
     }
 
@@ -130,14 +137,13 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
     /// A proper join holds first and is a member after; a proper leave is the other way round. So membership without a
     /// holder at one moment proves the point: seen between two looks at the book with no change in between.
     fn is_unannounced(&self, sid: Sid, room: &Room) -> bool {
-        let key = self.book().ns().room(room);
         for _ in 0..TRIES {
-            let Some(generation) = self.book().unheld(key) else { return false };
+            let Some(generation) = self.book().unheld(room) else { return false };
             // The local adapter may keep ids of sockets that have gone: those get nothing anyway.
             if !self.local().socket_rooms(sid).contains(room) || !self.is_listed(sid) {
                 return false;
             }
-            if self.book().unheld(key) == Some(generation) {
+            if self.book().unheld(room) == Some(generation) {
                 return true;
             }
         }
@@ -145,7 +151,8 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
         false
     }
 
-    fn is_listed(&self, sid: Sid) -> bool {
+    /// Whether the server lists the socket: not before its middlewares are through, and not after its end.
+    pub(super) fn is_listed(&self, sid: Sid) -> bool {
         !self.local().fetch_sockets(BroadcastOptions::new(sid)).is_empty()
     }
 
@@ -160,12 +167,17 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
     }
 
     /// Sockets that were moved by the adapter itself have nothing that is dropped with them.
-    fn forget_the_gone(&self) {
-        for (sid, past_grace) in self.book().owned() {
-            if past_grace && !self.is_listed(sid) {
-                self.local().del_all(sid);
-                self.book().disown(sid);
-            }
+    fn forget_if_gone(&self, (sid, was_listed, past_grace): (Sid, bool, bool)) {
+        if self.is_listed(sid) {
+            return self.book().listed(sid);
+        }
+        let in_rooms = !self.local().socket_rooms(sid).is_empty();
+        if past_grace && in_rooms {
+            // It was moved in the moment of its end, and the server will not forget it.
+            self.local().del_all(sid);
+        }
+        if past_grace || (was_listed && !in_rooms) {
+            self.book().disown(sid);
         }
     }
 }

@@ -17,8 +17,10 @@ impl Report {
     pub fn collect(node: &Node) -> Self {
         let hub = node.hub();
         let now_ms = hub.now_ms();
+        let listed = node.members();
+        let conflict = conflict(node, &listed);
         let mut members: Vec<MemberReport> =
-            node.members().iter().map(|member| MemberReport::new(member, now_ms)).collect();
+            listed.iter().map(|member| MemberReport::new(member, now_ms)).collect();
         members.sort_by(|a, b| a.id.cmp(&b.id));
         let mut links: Vec<LinkReport> =
             hub.peers().iter().map(|peer| LinkReport::new(hub, peer, now_ms)).collect();
@@ -29,7 +31,8 @@ impl Report {
             node: NodeReport::new(node),
             cluster: node.cluster().to_string(),
             live: node.is_live(),
-            ready: node.is_ready(),
+            ready: node.is_ready() && conflict.is_none(),
+            conflict,
             draining: node.is_draining(),
             members,
             counters: CounterReport::new(hub, &links),
@@ -40,6 +43,12 @@ impl Report {
             udp: UdpReport { receive_buffer_bytes: receive as u64, send_buffer_bytes: send as u64 },
         }
     }
+}
+
+/// Why the cluster refuses `node` for another process with its id, by its own line in the list of members.
+pub(super) fn conflict(node: &Node, members: &[Member]) -> Option<String> {
+    let own = members.iter().find(|member| member.id == *node.id())?;
+    own.conflict.as_ref().map(|conflict| conflict.reason(&own.id, own.incarnation))
 }
 
 impl NodeReport {

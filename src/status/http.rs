@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::Report;
+use super::collect::conflict;
 use crate::hub::lock;
 use crate::node::Node;
 
@@ -162,6 +163,9 @@ async fn livez(State(source): State<Source>) -> Response {
 /// 200 while the node is to be sent clients.
 async fn readyz(State(source): State<Source>) -> Response {
     let Some(node) = current(&source) else { return stopped() };
+    if let Some(reason) = conflict(&node, &node.members()) {
+        return unavailable(reason);
+    }
     if node.is_ready() {
         return "ok".into_response();
     }
@@ -264,6 +268,31 @@ mod tests {
         })
         .await
         .expect("the listener closes");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_shares_its_id_with_a_newer_process_is_not_ready() {
+        let older = node("a", None).await;
+        let newer = node("a", Some(&older)).await;
+        let server = serve(&older, loopback()).await.unwrap();
+        let refusal = timeout(Duration::from_secs(20), async {
+            loop {
+                let (head, body) = ask(server.local_addr(), "GET /readyz").await;
+                if body.contains("another process") {
+                    return (head, body);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let (head, body) = refusal.await.unwrap();
+        assert!(head.starts_with("http/1.0 503"), "{head}");
+        assert!(body.contains(&format!("incarnation {}", newer.incarnation())), "{body}");
+        let status = ask(server.local_addr(), "GET /status").await.1;
+        let report: Report = serde_json::from_str(&status).unwrap();
+        assert_eq!((report.conflict, report.ready), (Some(body), false));
+        assert_eq!(ask(server.local_addr(), "GET /livez").await.1, "ok", "a restart would not help");
+        older.stop().await;
+        newer.stop().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

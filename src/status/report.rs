@@ -23,6 +23,10 @@ pub struct Report {
     pub live: bool,
     /// Whether the node takes part in its cluster and can be sent clients. As `/readyz`.
     pub ready: bool,
+    /// Another process uses this node's id and is newer, so that the cluster refuses this one: which, and what to do. None
+    /// when there is none, and again a few seconds after another node has let this one in.
+    #[serde(default)]
+    pub conflict: Option<String>,
     /// Whether the node is leaving the cluster or has left it.
     pub draining: bool,
     /// The members of the cluster, this node included, ordered by id.
@@ -238,6 +242,9 @@ impl Report {
         }
         if self.draining {
             return Some("the node is leaving or has left the cluster".to_owned());
+        }
+        if self.conflict.is_some() {
+            return self.conflict.clone();
         }
         let waits: Vec<&str> =
             self.discovery.iter().filter(|seed| seed.rounds == 0).map(|seed| &*seed.source).collect();

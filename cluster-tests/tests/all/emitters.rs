@@ -1,11 +1,14 @@
 //! Emitters: processes that are no servers and publish to the whole cluster over one link.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cluster_tests::chat::ChatCluster;
+use cluster_tests::client::{Clients, Message, Transport};
 use cluster_tests::cluster::{event, formed};
 use cluster_tests::gate::Gate;
 use cluster_tests::wait::soon;
@@ -13,9 +16,10 @@ use cluster_tests::{Live, Recorder, Setup, eventually, stamp};
 use roomcast::emitter::{ConnectError, EmitterBuilder, EmitterError, EmitterState};
 use roomcast::socketioxide::{Adapter, RoomcastAdapter, RoomcastAdapterCtr};
 use roomcast::{ClusterSecret, Emitter, Event, Member, Parser};
+use serde::{Serialize, Serializer};
 use serde_json::json;
+use socketioxide::SocketIo;
 use socketioxide::extract::SocketRef;
-use socketioxide::{ParserConfig, SocketIo};
 
 const MESSAGES: u64 = 10_000;
 
@@ -65,51 +69,116 @@ async fn what_is_emitted_reaches_members_of_all_nodes_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_of_both_parsers_get_what_their_server_would_send() {
-    for (name, parser) in [("em-common", Parser::Common), ("em-msgpack", Parser::MsgPack)] {
-        let setup = Setup::new(name);
-        let nodes = setup.formed(3).await;
-        let ios: Vec<SocketIo<Adapter>> = nodes.iter().map(|node| serve(node, parser)).collect();
-        let mut clients = Vec::new();
-        for io in &ios {
-            io.ns("/chat", async |socket: SocketRef<Adapter>| socket.join("lobby")).await.unwrap();
-            clients.push(io.new_dummy_sock("/chat", ()).await);
-        }
-        let emitter = builder(&setup, &nodes).parser(parser).connect().await.unwrap();
-        let lobby = || emitter.of("/chat").to("lobby");
-        let theirs = ios[0].of("/chat").unwrap().to("lobby");
-        // The nodes hear of each other's namespaces a moment after they are there.
-        for (_, client) in &mut clients {
-            let (mut of_emitter, mut of_server) = (false, false);
-            let known = async {
-                while !(of_emitter && of_server) {
-                    lobby().emit("probe", "of the emitter").unwrap();
-                    theirs.clone().emit("probe", "of the server").await.unwrap();
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    while let Ok(packet) = client.try_recv() {
-                        of_emitter |= format!("{packet:?}").contains("of the emitter");
-                        of_server |= format!("{packet:?}").contains("of the server");
-                    }
+async fn clients_get_what_their_server_would_send() {
+    let setup = Setup::new("em-common");
+    let nodes = setup.formed(3).await;
+    let ios: Vec<SocketIo<Adapter>> = nodes.iter().map(serve).collect();
+    let mut clients = Vec::new();
+    for io in &ios {
+        io.ns("/chat", async |socket: SocketRef<Adapter>| socket.join("lobby")).await.unwrap();
+        clients.push(io.new_dummy_sock("/chat", ()).await);
+    }
+    let emitter = builder(&setup, &nodes).connect().await.unwrap();
+    let lobby = || emitter.of("/chat").to("lobby");
+    let theirs = ios[0].of("/chat").unwrap().to("lobby");
+    // The nodes hear of each other's namespaces a moment after they are there.
+    for (_, client) in &mut clients {
+        let (mut of_emitter, mut of_server) = (false, false);
+        let known = async {
+            while !(of_emitter && of_server) {
+                lobby().emit("probe", "of the emitter").unwrap();
+                theirs.clone().emit("probe", "of the server").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                while let Ok(packet) = client.try_recv() {
+                    of_emitter |= format!("{packet:?}").contains("of the emitter");
+                    of_server |= format!("{packet:?}").contains("of the server");
                 }
-            };
-            soon("both ways are known", known).await;
+            }
+        };
+        soon("both ways are known", known).await;
+    }
+    let bytes = Bytes::from_static(&[0, 1, 2, 255]);
+    let data = ("two", json!({ "a": [1, 2.5, null] }), bytes.clone());
+    theirs.clone().emit("said", &data).await.unwrap();
+    theirs.clone().emit("file", &bytes).await.unwrap();
+    lobby().emit("said", &data).unwrap();
+    lobby().except("lobby").emit("said", "wrong").unwrap();
+    lobby().emit_binary("file", &bytes).unwrap();
+    emitter.flush().await.unwrap();
+    for (_, client) in &mut clients {
+        // Order between the emitter's node and another one is not promised: sorted, each came twice.
+        let mut packets = packets(client, 8).await;
+        packets.sort();
+        assert!(packets.chunks(2).all(|pair| pair[0] == pair[1]), "{packets:?}");
+    }
+}
+
+/// The official client on three nodes, with text and bytes, for both parsers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_official_client_understands_both_encoders() {
+    let Some(clients) = Clients::start() else { return };
+    for (name, parser) in [("common", Parser::Common), ("msgpack", Parser::MsgPack)] {
+        let cluster = ChatCluster::new(name);
+        let nodes = cluster.three().await;
+        let mut inside = Vec::new();
+        for node in &nodes {
+            let client =
+                clients.connect(format!("{name}-{}", node.id), node, name, Transport::WebSocket).await;
+            client.join("lobby").await;
+            inside.push(client);
         }
-        let bytes = Bytes::from_static(&[0, 1, 2, 255]);
-        let data = ("two", json!({ "a": [1, 2.5, null] }), bytes.clone());
-        theirs.clone().emit("said", &data).await.unwrap();
-        theirs.clone().emit("file", &bytes).await.unwrap();
-        lobby().emit("said", &data).unwrap();
-        lobby().except("lobby").emit("said", "wrong").unwrap();
-        lobby().emit_binary("file", &bytes).unwrap();
-        emitter.flush().await.unwrap();
-        for (_, client) in &mut clients {
-            let packets = packets(client, if parser == Parser::Common { 8 } else { 4 }).await;
-            // Order between the emitter's node and another one is not promised: sorted, each came twice.
-            let mut sorted = packets.clone();
-            sorted.sort();
-            assert!(sorted.chunks(2).all(|pair| pair[0] == pair[1]), "{packets:?}");
+        let seeds = nodes.each_ref().map(|node| node.listen);
+        let emitter = Emitter::builder().cluster("chat").secret(cluster.secret.clone()).seeds(seeds);
+        let emitter = emitter.parser(parser).connect().await.unwrap();
+        let message = |text: &str, data: Option<Bytes>| {
+            let (room, from, node) = ("lobby".to_owned(), "emitter".to_owned(), "none".to_owned());
+            Message { room, text: text.to_owned(), from, node, data: data.map(|data| data.to_vec()) }
+        };
+        let emit = |text: &str, data: Option<&[u8]>| {
+            let mut fields = BTreeMap::from([("room", Field::Text("lobby")), ("text", Field::Text(text))]);
+            fields.extend([("from", Field::Text("emitter")), ("node", Field::Text("none"))]);
+            fields.extend(data.map(|data| ("data", Field::Bytes(data))));
+            emitter.of("/").to("lobby").emit("message", &fields).unwrap();
+        };
+        let known = || {
+            emit("probe", None);
+            inside.iter().all(|client| client.texts().iter().any(|text| text == "probe"))
+        };
+        eventually("all nodes know of the joins", known).await;
+        let bytes: Vec<u8> = (0..=255).cycle().take(70_000).collect();
+        let texts = ["plain", "two\nlines, \"quoted\" \\ \u{0}", "grün 日本語 🚀", ""];
+        let mut expected = Vec::new();
+        for text in texts {
+            emit(text, None);
+            expected.push(message(text, None));
         }
+        for data in [&bytes[..], b"\0", b""] {
+            emit("with bytes", Some(data));
+            expected.push(message("with bytes", Some(Bytes::copy_from_slice(data))));
+        }
+        emit("last", None);
+        expected.push(message("last", None));
         emitter.close().await.unwrap();
+        for client in &inside {
+            client.gets("last").await;
+            let messages = client.messages().into_iter().filter(|message| message.text != "probe");
+            assert_eq!(messages.collect::<Vec<_>>(), expected, "{}", client.name);
+        }
+    }
+}
+
+/// A value of a message: text, or bytes that are bytes for clients.
+enum Field<'a> {
+    Text(&'a str),
+    Bytes(&'a [u8]),
+}
+
+impl Serialize for Field<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Bytes(bytes) => serializer.serialize_bytes(bytes),
+        }
     }
 }
 
@@ -315,13 +384,9 @@ async fn rooms_known(nodes: &[Live], rooms: usize) {
     .await;
 }
 
-fn serve(node: &Live, parser: Parser) -> SocketIo<Adapter> {
+fn serve(node: &Live) -> SocketIo<Adapter> {
     let constructor = RoomcastAdapterCtr::new(&node.node);
-    let builder = SocketIo::builder().with_adapter::<RoomcastAdapter<_>>(constructor);
-    match parser {
-        Parser::Common => builder.build_layer().1,
-        Parser::MsgPack => builder.with_parser(ParserConfig::msgpack()).build_layer().1,
-    }
+    SocketIo::builder().with_adapter::<RoomcastAdapter<_>>(constructor).build_layer().1
 }
 
 /// The next packets, without those of connecting and probing.

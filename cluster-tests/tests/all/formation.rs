@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cluster_tests::cluster::formed;
 use cluster_tests::gate::Gate;
+use cluster_tests::logs::{self, logged};
 use cluster_tests::{Seat, Seeds, Setup, eventually};
 use roomcast::gossip::discovery::Resolver;
 
@@ -90,6 +91,30 @@ async fn a_node_that_starts_alone_finds_one_that_comes_later() {
     assert!(alone.is_ready() && alone.is_live(), "nobody there is no reason to be down");
     let other = setup.start_at(&late, []).await;
     formed(&[alone, other]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stays_alone_says_so_once_and_when_it_is_over() {
+    let setup = quick("form-still");
+    let (early, late) = (setup.seat(0), setup.seat(1));
+    let alone = setup.start_at(&early, [early.addr(), late.addr()]).await;
+    // One that has nobody to look for has nothing to complain about.
+    let first = setup.start_at(&setup.seat(2), []).await;
+    let tried = format!("{} (connection lost: no answer within 1 s)", late.addr());
+    logged(alone.name(), &["still alone", &tried, "UDP may be blocked"]).await;
+    assert_eq!(logs::count(alone.name(), &["no longer alone"]), 0);
+    assert_eq!(
+        logs::count(alone.name(), &[&format!("{} (", early.addr())]),
+        0,
+        "itself is no address to try"
+    );
+
+    let nodes = [alone, setup.start_at(&late, []).await];
+    formed(&nodes).await;
+    logged(nodes[0].name(), &["no longer alone"]).await;
+    for (node, times) in [(&nodes[0], 1), (&nodes[1], 0), (&first, 0)] {
+        assert_eq!(logs::count(node.name(), &["still alone"]), times, "{}", node.name());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

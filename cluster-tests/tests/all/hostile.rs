@@ -87,7 +87,7 @@ fn raw_frame(bytes: &[u8]) -> Vec<u8> {
 
 fn interest(part: InterestPart, version: u64, keys: Range<u64>) -> Vec<u8> {
     let added = u32::try_from(keys.end - keys.start).unwrap();
-    let head = InterestHead { version, part, ns: "/elsewhere", mode: WireMode::Exact, added };
+    let head = InterestHead { version, part, ns: "/elsewhere", number: 0, mode: WireMode::Exact, added };
     let payload: Vec<u8> = keys.flat_map(u64::to_le_bytes).collect();
     frame(&Head::Interest(head), &payload).to_vec()
 }
@@ -95,7 +95,12 @@ fn interest(part: InterestPart, version: u64, keys: Range<u64>) -> Vec<u8> {
 /// A delta that adds a namespace.
 fn namespace(version: u64, ns: &str) -> Vec<u8> {
     let (part, mode) = (InterestPart::DeltaEnd, WireMode::Flood);
-    frame(&Head::Interest(InterestHead { version, part, ns, mode, added: 0 }), &[]).to_vec()
+    frame(&Head::Interest(InterestHead { version, part, ns, number: 0, mode, added: 0 }), &[]).to_vec()
+}
+
+fn rooms(number: u32, added: u32, keys: Range<u64>) -> Vec<u8> {
+    let payload: Vec<u8> = keys.flat_map(u64::to_le_bytes).collect();
+    frame(&Head::Rooms { number, added }, &payload).to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,6 +145,8 @@ async fn frames_over_a_limit() {
     scene.attack("room name of 513, the limit is 512", &name).await;
     scene.attack("namespace of 513, the limit is 255", &frame(&broadcast(&long), b"")).await;
     scene.attack("attachments are longer", &with(&|b| b.attachments = smallvec![u32::MAX, u32::MAX])).await;
+    let shorter = [with(&|b| b.attachments = smallvec![7]), frame(&Head::Again, b"payloa").to_vec()].concat();
+    scene.attack("attachments are longer", &shorter).await;
     assert_eq!(scene.recorder.count_from("zero") as u64, scene.number);
 }
 
@@ -165,6 +172,17 @@ async fn too_much_interest() {
     let length = u32::try_from(short.len() - LENGTH_BYTES).unwrap();
     short[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
     scene.attack("interest keys", &short).await;
+    scene.attack("a delta of 1001 rooms", &rooms(1, 1_001, 0..1_001)).await;
+    scene.attack("too much", &[rooms(1, 600, 0..600), rooms(1, 600, 600..1_200)].concat()).await;
+    scene.attack("interest keys", &rooms(1, 5, 0..4)).await;
+    // Numbers cost memory, too.
+    let numbered = |number| {
+        let (part, mode, ns) = (InterestPart::DeltaEnd, WireMode::Flood, "/elsewhere");
+        let version = u64::from(number);
+        frame(&Head::Interest(InterestHead { version, part, ns, number, mode, added: 0 }), &[]).to_vec()
+    };
+    let numbers: Vec<u8> = (2..200).flat_map(numbered).collect();
+    scene.attack("101 numbered namespaces, the limit is 100", &numbers).await;
     // Just below the limit is fine.
     let peer = scene.peer();
     let mut link = peer.link(scene.nodes[0].addr(), "/elsewhere").await;
@@ -181,6 +199,14 @@ async fn frames_out_of_turn() {
     let resume = Head::Resume(Resume { epoch: 7, received: None });
     scene.attack("a second resume", &frame(&resume, b"")).await;
     scene.attack("an unexpected start", &frame(&Head::Start { first: 9 }, b"")).await;
+    scene.attack("a repeated head before any broadcast", &frame(&Head::Again, b"x")).await;
+    let received = frame(&Head::Received { seq: 0, interest: 0 }, b"");
+    let again = [received, frame(&Head::Again, b"x")].concat();
+    scene.attack("a repeated head before any broadcast", &again).await;
+    scene.attack("unknown number 9", &rooms(9, 1, 0..1)).await;
+    let (delta, snapshot) = (InterestPart::Delta, InterestPart::Snapshot);
+    scene.attack("within another update", &[interest(delta, 2, 0..1), rooms(1, 1, 0..1)].concat()).await;
+    scene.attack("within another update", &[interest(snapshot, 2, 0..1), rooms(1, 1, 0..1)].concat()).await;
     let refused = Head::Refused(roomcast::core::frame::Refusal {
         kind: roomcast::core::frame::RefusalKind::Other,
         text: "no",
@@ -190,6 +216,8 @@ async fn frames_out_of_turn() {
     for (reason, bytes) in [
         ("the second frame is not a resume", frame(&broadcast("/chat"), b"x").to_vec()),
         ("before the start", [frame(&resume, b""), frame(&broadcast("/chat"), b"x")].concat()),
+        ("before the start", [frame(&resume, b""), frame(&Head::Again, b"x")].concat()),
+        ("before a snapshot", [&frame(&resume, b""), &rooms(1, 1, 0..1)[..]].concat()),
         ("an unexpected start", [frame(&resume, b""), frame(&Head::Start { first: 0 }, b"")].concat()),
         ("first frame number", [frame(&resume, b""), frame(&Head::Start { first: u64::MAX }, b"")].concat()),
     ] {
@@ -206,11 +234,13 @@ async fn frames_out_of_turn() {
 async fn streams_and_datagrams_that_nobody_wants() {
     let mut scene = Scene::new("streams").await;
     let volatile_hello = frame(&Head::Start { first: 1 }, b"");
+    let volatile_again = [frame(&broadcast("/chat"), b"x"), frame(&Head::Again, b"x")].concat();
     let huge = [vec![1u8], vec![0u8; 100 << 10]].concat();
     for (reason, bytes) in [
         ("a stream of unknown kind 9", vec![9u8, 1, 2, 3]),
         ("a short stream of more than", huge),
         ("a volatile frame that is no broadcast", [&[2u8][..], &volatile_hello].concat()),
+        ("a volatile frame that is no broadcast", [&[2u8][..], &volatile_again].concat()),
     ] {
         let peer = scene.peer();
         let link = peer.link(scene.nodes[0].addr(), "/elsewhere").await;

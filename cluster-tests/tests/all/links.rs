@@ -175,7 +175,7 @@ async fn a_short_pause_is_only_a_pause() {
             number += 1;
             here.all().emit(stamp("zero", number)).unwrap();
         }
-        eventually("they were written", || sent() >= before + 50 * 20).await;
+        eventually("they were written", || sent() >= before + 50 * 8).await;
         eventually("packets were lost", || nodes[1].gate.lost() > lost).await;
         assert!(!recorder.has("zero", number), "the cut leaks");
         nodes[1].gate.heal();

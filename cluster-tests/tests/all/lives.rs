@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use cluster_tests::chat::ChatCluster;
 use cluster_tests::cluster::{event, formed};
 use cluster_tests::gate::Gate;
+use cluster_tests::process::Process;
 use cluster_tests::{Recorder, Seat, Setup, eventually, probe, stamp};
 use roomcast::{Event, Events, Member, Namespace};
 
@@ -348,4 +350,24 @@ async fn draining_loses_nothing() {
     assert_eq!((gaps, kept), (0, 0));
     nodes[0].drain().await;
     nodes[0].stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chat_whose_status_port_is_taken_announces_nothing_and_says_why_without_colours() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (free, admin) = (std::net::SocketAddr::from(([127, 0, 0, 1], 0)), taken.local_addr().unwrap());
+    let mut command = ChatCluster::new("common").command("a", [free, admin, free], &[]);
+    command.env_remove("NO_COLOR");
+    let mut chat = Process::spawn("chat", command);
+    assert_eq!(chat.end().await.code(), Some(1));
+    let said = chat.printed();
+    let reason = format!("chat: failed to listen for the status on {admin} (--admin): ");
+    assert!(said.starts_with(&reason) && said.lines().count() == 1, "{said}");
+
+    let mut command = ChatCluster::new("common").command("a", [free; 3], &[]);
+    command.env_remove("NO_COLOR");
+    let chat = Process::spawn("chat", command);
+    chat.line("ready ").await;
+    chat.says(&["node started"]).await;
+    assert!(!chat.printed().contains('\u{1b}'), "{}", chat.printed());
 }

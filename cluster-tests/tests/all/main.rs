@@ -7,7 +7,9 @@
 
 mod browser;
 mod clients;
+mod cluster_rooms;
 mod emitters;
+mod events;
 mod formation;
 mod fronts;
 mod hostile;
@@ -16,4 +18,5 @@ mod lives;
 mod pure;
 mod rooms;
 mod seeds;
+mod settled;
 mod trust;

@@ -266,7 +266,7 @@ async fn a_peer_gets_everything_until_its_rooms_are_known() {
 }
 
 fn part(version: u64, part: InterestPart, ns: &str, mode: WireMode, added: u32) -> Head<'_> {
-    Head::Interest(InterestHead { version, part, ns, mode, added })
+    Head::Interest(InterestHead { version, part, ns, number: 0, mode, added })
 }
 
 /// Users emit from threads that know nothing of tokio.

@@ -40,8 +40,9 @@ fn seeds() -> Vec<(&'static str, BytesMut)> {
         advertise: "10.1.2.3:7946",
         extensions: smallvec![(1, "value")],
     };
-    let interest =
-        |part, mode, added| Head::Interest(InterestHead { version: 9, part, ns: "/chat", mode, added });
+    let interest = |part, mode, added| {
+        Head::Interest(InterestHead { version: 9, part, ns: "/chat", number: 3, mode, added })
+    };
     let keys: Vec<u8> =
         (1..=5u64).flat_map(|key| key.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
     let mut full = broadcast("/chat");
@@ -69,6 +70,13 @@ fn seeds() -> Vec<(&'static str, BytesMut)> {
         ("broadcast-plain", frame(&broadcast("/chat"), b"hello")),
         ("broadcast-full", frame(&full, b"[\"message\",{}]abcdefg")),
     ];
+    // These say nothing alone.
+    let after = |first: &BytesMut, then: BytesMut| BytesMut::from(&[&first[..], &then].concat()[..]);
+    let snapshot = frame(&interest(InterestPart::SnapshotEnd, WireMode::Exact, 5), &keys);
+    let rooms = frame(&Head::Rooms { number: 3, added: 2 }, &keys);
+    seeds.push(("rooms", after(&snapshot, rooms)));
+    let again = frame(&Head::Again, b"[\"message\",[]]hijklmn");
+    seeds.push(("again", after(&frame(&full, b"[\"message\",{}]abcdefg"), again)));
     let all = seeds.iter().flat_map(|(_, bytes)| bytes.to_vec()).collect::<Vec<u8>>();
     seeds.push(("stream", BytesMut::from(&all[..])));
     seeds

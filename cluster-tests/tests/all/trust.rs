@@ -1,5 +1,7 @@
 //! Who is not let in: another secret, another cluster, an older run.
 
+use std::time::Duration;
+
 use cluster_tests::cluster::formed;
 use cluster_tests::logs::{self, logged};
 use cluster_tests::{Live, RawPeer, Setup, eventually};
@@ -124,8 +126,47 @@ async fn of_two_processes_with_one_id_the_newer_wins_and_the_older_hears_of_it()
     })
     .await;
     logged("twins-1", &["failed to link", "is in use by this node, too; give each node its own id"]).await;
-    logged(base.name(), &["incoming connection refused", "older incarnation"]).await;
+    let known =
+        format!("older incarnation {} of node twins-1: incarnation {run} is known", older.incarnation());
+    logged(base.name(), &["incoming connection refused", &known]).await;
     eventually("the older has no link", || older.report().links.iter().all(|link| link.state == "down"))
         .await;
+    // Both have the name `twins-1`, but only the older has something to tell.
+    let conflict = ["another process uses the node id twins-1 and is newer", "stop one of the two"];
+    logged("twins-1", &conflict).await;
+    eventually("the older shows the conflict", || {
+        let report = older.report();
+        let reason = report.unready_reason().unwrap_or_default();
+        !report.ready
+            && report.conflict == Some(reason.clone())
+            && reason.contains(&format!("incarnation {run} "))
+    })
+    .await;
+    let tries = older.report().counters.dials_failed;
+    eventually("it is refused again", || older.report().counters.dials_failed > tries + 2).await;
+    assert_eq!(logs::count("twins-1", &conflict), 1);
+    assert_eq!(logs::count("twins-1", &["closed by the peer: closed by the peer"]), 0);
+    assert_eq!(newer.report().conflict, None);
     formed(&[base, newer]).await;
+}
+
+/// As when the clock went back between two runs: nobody else is there, and the others forget the newer run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_refused_as_older_is_let_in_when_the_newer_run_is_forgotten() {
+    let setup = Setup::new("back").config(|config| {
+        config.gossip.dead_node_grace = Duration::from_secs(2);
+        config.members.dead_linger_ms = 500;
+    });
+    let base = setup.start_at(&setup.seat(0), []).await;
+    let newer = setup.start_at(&setup.seat(1), [base.addr()]).await;
+    eventually("the newer is linked", || base.is_linked_to("back-1")).await;
+    let seat = setup.seat(1);
+    let builder = setup.builder(&seat).incarnation(Incarnation(5)).seeds([base.addr()]);
+    let older = setup.launch(&seat, builder).await;
+    eventually("the older has heard of it", || older.report().conflict.is_some()).await;
+    newer.kill().await;
+    eventually("there is no conflict any more", || older.report().conflict.is_none()).await;
+    assert!(older.is_linked_to("back-0") && older.report().ready);
+    logged("back-1", &["takes this run of the node id for the newest again"]).await;
+    formed(&[base, older]).await;
 }

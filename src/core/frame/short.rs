@@ -3,12 +3,8 @@
 
 use smallvec::SmallVec;
 
-use super::{BroadcastHead, PayloadKind};
+use super::{BROADCAST, BroadcastHead, ONE_BYTE, PayloadKind};
 
-/// The index of `Head::Broadcast`.
-const BROADCAST: u8 = 7;
-/// The largest number that bincode writes as one byte.
-const ONE_BYTE: usize = 250;
 /// The fields beside names and their lengths: variant, kind, flags, numbers of rooms, of excepted rooms and of
 /// attachments, and whether there are a server and a socket.
 const FIXED: usize = 8;

@@ -195,10 +195,31 @@ fn another_process_under_our_name_is_told() {
     let mut members = members();
     members.gossip(&[said("me", 4, 1, true), said("me", 5, 1, true)], 0);
     assert_eq!(members.conflict(), None);
-    members.gossip(&[said("me", 7, 1, false)], 0);
+    members.gossip(&[said("me", 9, 1, false)], 0);
+    assert_eq!(members.conflict(), None, "it has ended, or does not live yet");
+    members.own_run(Incarnation(7), None);
+    members.gossip(&[said("me", 7, 1, true)], 0);
     assert_eq!(up(&mut members, "me", 6, 2, 0), []);
-    assert_eq!(members.conflict(), Some(&Conflict { incarnation: Incarnation(7), addr: at(1) }));
+    let conflict = members.conflict().unwrap();
+    assert_eq!(*conflict, Conflict { incarnation: Incarnation(7), addr: Some(at(1)) });
+    let reason = conflict.reason(&id("me"), Incarnation(5));
+    assert!(
+        reason.contains("the node id me ") && reason.contains("incarnation 7 at 10.0.0.1:1, this one is 5"),
+        "{reason}"
+    );
     assert_eq!((members.iter().count(), dialled(&members).len()), (0, 0));
+    members.own_accepted();
+    assert_eq!(members.conflict(), None);
+}
+
+#[test]
+fn the_newest_run_of_an_id_is_known_though_it_is_a_rumour() {
+    let mut members = members();
+    up(&mut members, "a", 3, 1, 0);
+    assert_eq!(members.newest(&id("a")), Some(Incarnation(3)));
+    members.gossip(&[said("a", 8, 2, false)], 1);
+    assert_eq!((members.newest(&id("a")), state(&members, "a")), (Some(Incarnation(8)), Some(Dead)));
+    assert_eq!((members.newest(&id("me")), members.newest(&id("b"))), (Some(Incarnation(5)), None));
 }
 
 #[derive(Clone, Debug)]

@@ -201,6 +201,41 @@ async fn sockets_that_the_adapter_moved_are_taken_over_by_the_extractor() {
 }
 
 #[tokio::test]
+async fn in_a_flood_namespace_room_events_follow_the_sockets() {
+    let server = Server::start(RoomcastAdapterConfig::new()).await;
+    let mut events = server.side.hub.room_feed.listen();
+    let middleware = async move |socket: Socket| {
+        socket.join("waiting");
+        Err::<(), _>(std::io::Error::other("refused"))
+    };
+    server.io.ns("/", async |socket: Socket| on_connect(&socket)).await.unwrap();
+    server.io.ns("/refused", (async |_: Socket| ()).with(middleware)).await.unwrap();
+    let client = Client::connect(&server).await;
+    client.receive().await;
+    client.send(r#"420["join","hall"]"#).await;
+    client.receive().await;
+    client.send("41").await;
+    let mut next = async || {
+        let event = tokio::time::timeout(Duration::from_secs(10), events.recv()).await;
+        let event = event.expect("in time").expect("the node runs");
+        let (ns, room) = event.place().expect("nothing was missed");
+        format!("{} {ns} {room}", event.name())
+    };
+    for expected in ["create-room / lobby", "join-room / lobby", "create-room / hall", "join-room / hall"] {
+        assert_eq!(next().await, expected);
+    }
+    // The rooms of a socket that goes are in no order.
+    let mut left = [next().await, next().await, next().await, next().await];
+    left.sort();
+    let expected = ["delete-room / hall", "delete-room / lobby", "leave-room / hall", "leave-room / lobby"];
+    assert_eq!(left, expected);
+    client.send("40/refused,").await;
+    for name in ["create-room", "join-room", "leave-room", "delete-room"] {
+        assert_eq!(next().await, format!("{name} /refused waiting"));
+    }
+}
+
+#[tokio::test]
 async fn in_a_flood_namespace_it_is_a_plain_socket() {
     let server = Server::start(RoomcastAdapterConfig::new()).await;
     server.io.ns("/", async |socket: Socket| on_connect(&socket)).await.unwrap();
