@@ -55,10 +55,20 @@ impl ser::Error for EncodeError {
 impl Parser {
     /// Encodes an event.
     pub(crate) fn encode<T: Serialize + ?Sized>(self, event: &str, data: &T) -> Result<Encoded, EncodeError> {
-        // MessagePack is for machines: some types write themselves shorter there. Their parser asks so, too.
         let mut attachments = Vec::new();
-        let reader = Reader { human_readable: self == Self::Common, attachments: &mut attachments };
-        let data = data.serialize(reader)?;
+        // MessagePack is for machines: some types write themselves shorter there. Arguments do, the list of them does not.
+        let nested = self == Self::Common;
+        let reader = Reader { human_readable: true, nested, attachments: &mut attachments };
+        let mut tree = data.serialize(reader)?;
+        if self == Self::MsgPack && !matches!(tree, Tree::Tuple(_)) {
+            attachments.clear();
+            tree = one(data.serialize(Reader {
+                human_readable: nested,
+                nested,
+                attachments: &mut attachments,
+            })?);
+        }
+        let data = tree;
         match self {
             Self::Common => {
                 let mut text = Vec::with_capacity(128);
@@ -320,12 +330,14 @@ fn msgpack_uint(out: &mut BytesMut, value: u64) {
 /// Reads data into a tree.
 struct Reader<'a> {
     human_readable: bool,
+    /// The same for what is inside.
+    nested: bool,
     attachments: &'a mut Vec<Bytes>,
 }
 
 impl Reader<'_> {
     fn again(&mut self) -> Reader<'_> {
-        Reader { human_readable: self.human_readable, attachments: self.attachments }
+        Reader { human_readable: self.nested, nested: self.nested, attachments: self.attachments }
     }
 }
 

@@ -69,7 +69,7 @@ fn frames(queue: &PeerQueue, hub: &Hub) -> Vec<(String, u64, Bytes)> {
         at += LENGTH_BYTES + length;
         let (head, used) = decode_head(&frame, &hub.limits).unwrap();
         let (name, id) = match &head {
-            Head::Broadcast(_) => ("broadcast", 0),
+            Head::Broadcast(_) | Head::Again => ("broadcast", 0),
             Head::Request(request) => ("request", request.id),
             Head::Answer { id } => ("answer", *id),
             Head::End { id, .. } => ("end", *id),
