@@ -11,6 +11,7 @@ use cluster_tests::chat::ChatCluster;
 use cluster_tests::client::{Clients, Message, Transport};
 use cluster_tests::cluster::{event, formed};
 use cluster_tests::gate::Gate;
+use cluster_tests::process::command_line;
 use cluster_tests::wait::soon;
 use cluster_tests::{Live, Recorder, Setup, eventually, stamp};
 use roomcast::emitter::{ConnectError, EmitterBuilder, EmitterError, EmitterState};
@@ -345,6 +346,77 @@ async fn questions_end_and_name_who_is_missing() {
     emitter.of("/chat").server_side_emit("reload", &json!({ "what": "all" })).unwrap();
     emitter.server_side_emit("reload", "all").unwrap();
     emitter.flush().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_does_what_it_says_and_says_what_it_cannot() {
+    let setup = Setup::new("em-cli");
+    let nodes = setup.formed(2).await;
+    let recorder = Recorder::new();
+    let _members: Vec<Member> = nodes.iter().map(|node| member(node, &recorder, &["lobby"])).collect();
+    rooms_known(&nodes, 1).await;
+    let io = serve(&nodes[1]);
+    io.ns("/chat", async |socket: SocketRef<Adapter>| socket.join("lobby")).await.unwrap();
+    let (_client, mut client) = io.new_dummy_sock("/chat", ()).await;
+    let seed = nodes[0].addr().to_string();
+    let link = ["--seed", &seed, "--cluster", &setup.cluster, "--namespace", "/chat"];
+    let run = |args: &[&str]| {
+        let args: Vec<String> = args.iter().chain(&link).map(ToString::to_string).collect();
+        roomcast(args, Some(setup.secret.to_text()))
+    };
+
+    let (code, out, err) = run(&["emit", "--room", "lobby", "--plain", "cli 1"]).await;
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "", ""));
+    eventually("both members have it", || recorder.numbers("cli") == [1, 1]).await;
+    let (code, _, err) = run(&["emit", "--room", "lobby", "said", r#"{"a":[1,"two"]}"#]).await;
+    assert_eq!((code, err.as_str()), (0, ""));
+    let wanted = async {
+        loop {
+            let packet = format!("{:?}", client.recv().await.unwrap());
+            if packet.contains("said") {
+                break packet;
+            }
+        }
+    };
+    let packet = soon("the event", wanted).await.replace('\\', "");
+    assert!(packet.contains(r#"["said",{"a":[1,"two"]}]"#), "{packet}");
+    for args in [&["rooms"][..], &["sockets"], &["sockets", "--count"], &["disconnect", "--room", "nobody"]] {
+        let (code, _, err) = run(args).await;
+        assert_eq!((code, err.as_str()), (0, ""), "{args:?}");
+    }
+    let (_, out, _) = run(&["rooms", "--json"]).await;
+    assert!(serde_json::from_str::<serde_json::Value>(&out).is_ok_and(|rooms| rooms.is_object()), "{out}");
+
+    let refused = |secret: Option<String>| roomcast(link_args(&["rooms"], &link), secret);
+    let other = ClusterSecret::generate().unwrap().to_text();
+    let (code, out, err) = refused(Some(other)).await;
+    assert!(code == 1 && out.is_empty() && err.contains("another cluster secret"), "{code} {err}");
+    let (code, _, err) = refused(None).await;
+    assert!(code == 1 && err.contains("ROOMCAST_SECRET") && err.contains("--secret-file"), "{code} {err}");
+    let nowhere = ["rooms", "--seed", "127.0.0.1:9", "--timeout", "0.5"].map(str::to_owned).to_vec();
+    let (code, _, err) = roomcast(nowhere, Some(setup.secret.to_text())).await;
+    assert!(code == 1 && err.contains("127.0.0.1:9") | err.contains("no node within"), "{code} {err}");
+    let (code, _, err) = run(&["emit", "said", "no json"]).await;
+    assert!(code == 2 && err.contains("quotes of its own") && err.contains("--help"), "{code} {err}");
+    let (code, _, err) = run(&["disconnect"]).await;
+    assert!(code == 2 && err.contains("--all"), "{code} {err}");
+    let (code, out, _) = roomcast(vec!["--help".to_owned()], None).await;
+    assert!(code == 0 && out.contains("Examples:") && out.contains("Exit codes:"), "{out}");
+    eventually("nothing is left of them", || nodes[0].emitters() == 0).await;
+}
+
+fn link_args(args: &[&str], link: &[&str]) -> Vec<String> {
+    args.iter().chain(link).map(ToString::to_string).collect()
+}
+
+/// Runs the command line; its exit code and both outputs.
+async fn roomcast(args: Vec<String>, secret: Option<String>) -> (i32, String, String) {
+    let mut command = tokio::process::Command::new(command_line());
+    command.args(&args).env_remove("ROOMCAST_SECRET").kill_on_drop(true);
+    command.envs(secret.map(|secret| ("ROOMCAST_SECRET", secret)));
+    let output = soon(format!("roomcast {args:?}"), command.output()).await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
 
 fn builder(setup: &Setup, nodes: &[Live]) -> EmitterBuilder {

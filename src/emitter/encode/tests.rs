@@ -96,7 +96,10 @@ fn the_bytes_are_those_of_the_parsers() {
     same(&(0..70_000u32).collect::<Vec<_>>());
     same(&json!({ "b": [1, null, -5, 1e300, { "a": "x" }], "a": {} }));
     // Larger numbers than 64 bits have no form that clients of both parsers read.
-    assert!(Parser::MsgPack.encode("event", &u128::MAX).is_err() && Parser::Common.encode("event", &1u128).is_err());
+    assert!(
+        Parser::MsgPack.encode("event", &u128::MAX).is_err()
+            && Parser::Common.encode("event", &1u128).is_err()
+    );
 }
 
 /// The common parser of socketioxide sees no bytes inside an option or a struct of one field and sends a list of numbers;
