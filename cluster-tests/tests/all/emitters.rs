@@ -13,12 +13,17 @@ use cluster_tests::cluster::{event, formed};
 use cluster_tests::gate::Gate;
 use cluster_tests::process::command_line;
 use cluster_tests::wait::soon;
-use cluster_tests::{Live, Recorder, Setup, eventually, stamp};
+use cluster_tests::{Live, RawPeer, Recorder, Setup, eventually, stamp};
+use roomcast::core::frame::{
+    EXTENSION_ROLE, Head, Hello, InterestHead, InterestPart, PROTOCOL, PROTOCOL_MIN, ROLE_EMITTER, Resume,
+    WireMode,
+};
 use roomcast::emitter::{ConnectError, EmitterBuilder, EmitterError, EmitterState};
 use roomcast::socketioxide::{Adapter, RoomcastAdapter, RoomcastAdapterCtr};
 use roomcast::{ClusterSecret, Emitter, Event, Member, Parser};
 use serde::{Serialize, Serializer};
 use serde_json::json;
+use smallvec::smallvec;
 use socketioxide::SocketIo;
 use socketioxide::extract::SocketRef;
 
@@ -346,6 +351,44 @@ async fn questions_end_and_name_who_is_missing() {
     emitter.of("/chat").server_side_emit("reload", &json!({ "what": "all" })).unwrap();
     emitter.server_side_emit("reload", "all").unwrap();
     emitter.flush().await.unwrap();
+}
+
+/// One with the secret that says what only a node may say: its link is closed, the node lives on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emitter_that_breaks_the_protocol_is_cut_off() {
+    let setup = Setup::new("em-hostile");
+    let nodes = setup.formed(1).await;
+    let peer = RawPeer::new(&setup, 9);
+    let interest = Head::Interest(InterestHead {
+        version: 1,
+        part: InterestPart::SnapshotEnd,
+        ns: "/chat",
+        mode: WireMode::Flood,
+        added: 0,
+        number: 0,
+    });
+    for (nonce, head) in [interest, Head::InterestWanted, Head::Answer { id: 1 }].into_iter().enumerate() {
+        let mut link = peer.open(nodes[0].addr()).await;
+        let hello = Hello {
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL,
+            cluster: &setup.cluster,
+            node: "hostile",
+            incarnation: 1,
+            nonce: nonce as u64 + 1,
+            advertise: "0.0.0.0:0",
+            extensions: smallvec![(EXTENSION_ROLE, ROLE_EMITTER)],
+        };
+        link.say(&Head::Hello(hello), &[]).await;
+        link.say(&Head::Resume(Resume { epoch: 1, received: None }), &[]).await;
+        link.say(&Head::Start { first: 1 }, &[]).await;
+        link.say(&head, &[]).await;
+        let closed = soon("the link is closed", link.conn.closed()).await;
+        assert!(closed.to_string().contains("must not send"), "{closed}");
+    }
+    eventually("it is counted", || nodes[0].report().counters.violations == 3).await;
+    assert_eq!((nodes[0].members().len(), nodes[0].emitters()), (1, 1));
+    assert!(nodes[0].is_live());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
