@@ -134,6 +134,10 @@ pub struct LinkConfig {
     /// How long a question to other nodes (rooms, sockets, counts) waits for their answers where no other time is given.
     /// Default is 5 s. The nodes that have not answered by then are named as missing.
     pub request_timeout: Duration,
+    /// The most emitters that this node serves at the same time. Default is 256; one more is refused with the reason. One
+    /// whose link broke counts until `resume_window` is over. Cost: up to that of a peer each: `outbox_bytes` of answers that
+    /// it does not take, and what its link holds.
+    pub max_emitters: usize,
     /// How long `drain` waits for peers to acknowledge what was queued. Default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -162,6 +166,7 @@ impl Default for LinkConfig {
             max_data_bytes: 1024,
             max_server_events: 1024,
             request_timeout: Duration::from_secs(5),
+            max_emitters: 256,
             drain_timeout: Duration::from_secs(5),
         }
     }

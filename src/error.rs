@@ -106,6 +106,12 @@ pub enum LinkError {
     /// Nothing was heard on the data stream for too long although the connection stood. The link is replaced.
     #[error("no heartbeat on the data stream for {0} ms")]
     Silent(u64),
+    /// As many emitters are linked, or were a moment ago, as may. This one is refused; it tries another node.
+    #[error("this node serves {limit} emitters, which is the limit (link.max_emitters)")]
+    TooManyEmitters {
+        /// [`crate::config::LinkConfig::max_emitters`].
+        limit: usize,
+    },
     /// The other side closed the link and said why. Dialled again while it is a member.
     #[error("closed by the peer: {0}")]
     Closed(String),

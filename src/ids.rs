@@ -197,6 +197,8 @@ pub struct PeerSlot(pub u16);
 impl PeerSlot {
     /// Stands for this node itself where nodes are told apart by slot. No peer has it.
     pub const SELF: Self = Self(u16::MAX);
+    /// Stands for every emitter: they owe no answers. No peer has it.
+    pub const GUEST: Self = Self(u16::MAX - 1);
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! * `hub`: the data path that fronts and links share.
 //! * `actors`: the owners of state that changes: registry, peers, membership.
 //! * [`quic`]: endpoint, certificates, handshake, the tasks of a link.
+//! * [`emitter`]: publishing from a process that is no server.
 //! * [`gossip`]: chitchat over the links, and discovery.
 //! * [`plain`]: the front for servers without Socket.IO.
 //! * [`servers`]: events for the servers themselves (`hub/handlers.rs`: who handles them).
@@ -35,6 +36,7 @@
 pub(crate) mod actors;
 pub mod config;
 pub mod core;
+pub mod emitter;
 pub mod error;
 pub mod event;
 pub mod gossip;
@@ -51,6 +53,7 @@ pub mod status;
 
 pub use config::Config;
 pub use core::members::{Member as ClusterMember, MemberState};
+pub use emitter::{Emitter, EmitterBuilder, Parser};
 pub use error::{AskError, DropReason, IdError, StartError};
 pub use event::{Event, Events, RoomEvent, RoomEvents};
 pub use hub::Receipt;

@@ -5,49 +5,84 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use args::Command;
 use roomcast::ClusterSecret;
 use serde_json::Value;
+
+#[path = "main/args.rs"]
+mod args;
+#[path = "main/cluster.rs"]
+mod cluster;
 
 const HELP: &str = "\
 roomcast: joins Socket.IO servers into one cluster without a broker
 
 Usage:
-  roomcast keygen                       print a new cluster secret
-  roomcast status --admin URL [--json]  show a node's members, links and seeds, or its own JSON
+  roomcast keygen                                  print a new cluster secret
+  roomcast status --admin URL [--json | --watch]   show a node's members, links and seeds
+  roomcast emit --seed HOST:PORT EVENT [JSON]      emit an event to clients of the whole cluster
+  roomcast rooms --seed HOST:PORT                  list the rooms, each with its members on all nodes
+  roomcast sockets --seed HOST:PORT                list the sockets, each with its node and rooms
+  roomcast disconnect --seed HOST:PORT --room R    disconnect the members of a room; --all for everyone
 
-Options:
-  --admin URL    the admin address of a node, for example http://127.0.0.1:9001
-  --json         print what the node answered, as it is
-  -h, --help     print this
-  -V, --version  print the version
+status asks one node over HTTP. The others link to a node of the cluster, with its secret, without being a member: give the
+address of one node or more with --seed. The secret is taken from ROOMCAST_SECRET or a file, never from an argument.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.
+Who is meant (emit, sockets, disconnect):
+  --namespace PATH    the namespace, for rooms as well [/]
+  --room ROOM         only members of this room; may be given again for more rooms [everyone]
+  --except ROOM       leave out the members of this room; may be given again
+
+How to reach the cluster:
+  --seed HOST:PORT    a node, or a name that resolves to nodes; may be given again
+  --cluster NAME      the name of the cluster [roomcast]
+  --secret-file FILE  the secret of the cluster [the environment variable ROOMCAST_SECRET]
+  --timeout SECONDS   how long all of it may take [10]
+
+What to send (emit):
+  --msgpack           the servers use the MessagePack parser
+  --plain             the argument is the TEXT of a message for the plain API, not an event
+  --volatile          drop it rather than queue it, if it cannot go at once
+
+What to show:
+  --admin URL         the admin address of a node, for example http://127.0.0.1:9001
+  --json              JSON instead of a table: one object, or for sockets one a line
+  --watch             show it again every 2 seconds, until interrupted
+  --count             how many sockets, not which
+
+  -h, --help          print this
+  -V, --version       print the version
+
+Examples:
+  export ROOMCAST_SECRET=$(cat /run/secrets/roomcast)
+  roomcast emit --seed 10.0.0.7:7946 --cluster chat --room lobby --namespace /chat message '{\"text\":\"hi\"}'
+  roomcast emit --seed peers.example:7946 --except muted said '\"text is JSON in quotes\"'
+  roomcast sockets --seed 10.0.0.7:7946 --room lobby --count
+  roomcast status --admin http://127.0.0.1:9001 --watch
+
+Exit codes: 0 done, 1 could not (unreachable, refused, lost, or some nodes did not answer), 2 wrong usage.
 ";
 
-/// How long to wait for a connection, and for each read and write.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// How often `--watch` looks.
+const WATCH: Duration = Duration::from_secs(2);
 /// The largest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 
 fn main() -> ExitCode {
     let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
-    let command = match parse(args) {
+    let command = match args::parse(args) {
         Ok(command) => command,
         Err(error) => {
             eprintln!("roomcast: {error}; see roomcast --help");
             return ExitCode::from(2);
         }
     };
-    let output = match command {
-        Command::Help => Ok(HELP.to_owned()),
-        Command::Version => Ok(format!("roomcast {}\n", env!("CARGO_PKG_VERSION"))),
-        Command::Keygen => ClusterSecret::generate()
-            .map(|secret| format!("{}\n", secret.to_text()))
-            .map_err(|error| format!("failed to {error}")),
-        Command::Status { admin, json } => status(&admin, json),
-    };
-    match output.and_then(|text| print(&text).map_err(|error| format!("failed to write: {error}"))) {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(command) {
+        Ok(missing) if missing.is_empty() => ExitCode::SUCCESS,
+        Ok(missing) => {
+            eprintln!("roomcast: this is not all, nodes are missing: {}", missing.join(", "));
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("roomcast: {error}");
             ExitCode::FAILURE
@@ -55,12 +90,38 @@ fn main() -> ExitCode {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Command {
-    Help,
-    Version,
-    Keygen,
-    Status { admin: Admin, json: bool },
+/// Does what the command says; returns what is missing in what was printed.
+fn run(command: Command) -> Result<Vec<String>, String> {
+    let (text, missing) = match command {
+        Command::Help => (HELP.to_owned(), Vec::new()),
+        Command::Version => (format!("roomcast {}\n", env!("CARGO_PKG_VERSION")), Vec::new()),
+        Command::Keygen => {
+            let secret = ClusterSecret::generate().map_err(|error| format!("failed to {error}"))?;
+            (format!("{}\n", secret.to_text()), Vec::new())
+        }
+        Command::Status { admin, watch: true, timeout, .. } => return watch(&admin, timeout),
+        Command::Status { admin, json, timeout, .. } => (status(&admin, json, timeout)?, Vec::new()),
+        Command::Cluster(command) => {
+            let output = cluster::run(&command)?;
+            (output.text, output.missing)
+        }
+    };
+    print(&text).map_err(|error| format!("failed to write: {error}"))?;
+    Ok(missing)
+}
+
+/// Shows the status again and again; a node that does not answer is no reason to end.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a program with one thread, and nothing else to do in the meantime"
+)]
+fn watch(admin: &Admin, timeout: Duration) -> Result<Vec<String>, String> {
+    loop {
+        let shown = status(admin, false, timeout).unwrap_or_else(|error| format!("roomcast: {error}\n"));
+        // Clears the terminal.
+        print(&format!("\u{1b}[2J\u{1b}[H{shown}")).map_err(|error| format!("failed to write: {error}"))?;
+        std::thread::sleep(WATCH);
+    }
 }
 
 /// Where the status of a node is: plain HTTP.
@@ -69,37 +130,6 @@ struct Admin {
     /// Host and port, as in the `Host` header.
     authority: String,
     path: String,
-}
-
-fn parse(args: impl Iterator<Item = String>) -> Result<Command, String> {
-    let (mut name, mut admin, mut json) = (None, None, false);
-    let mut args = args;
-    while let Some(arg) = args.next() {
-        let (flag, value) = match arg.split_once('=') {
-            Some((flag, value)) if flag.starts_with("--") => (flag, Some(value.to_owned())),
-            _ => (&*arg, None),
-        };
-        match (flag, value) {
-            ("-h" | "--help", None) => return Ok(Command::Help),
-            ("-V" | "--version", None) => return Ok(Command::Version),
-            ("--json", None) => json = true,
-            ("--admin", value) => {
-                let value = value.or_else(|| args.next()).ok_or("--admin needs a URL")?;
-                admin = Some(Admin::parse(&value)?);
-            }
-            (flag, _) if flag.starts_with('-') => return Err(format!("unknown option {flag:?}")),
-            _ if name.is_none() => name = Some(arg),
-            _ => return Err(format!("unexpected argument {arg:?}")),
-        }
-    }
-    match (name.as_deref(), admin) {
-        (Some("keygen"), None) if !json => Ok(Command::Keygen),
-        (Some("keygen"), _) => Err("keygen takes no options".to_owned()),
-        (Some("status"), Some(admin)) => Ok(Command::Status { admin, json }),
-        (Some("status"), None) => Err("status needs --admin URL".to_owned()),
-        (Some(other), _) => Err(format!("unknown command {other:?}")),
-        (None, _) => Err("no command given".to_owned()),
-    }
 }
 
 impl Admin {
@@ -129,9 +159,10 @@ impl Admin {
     }
 }
 
-fn status(admin: &Admin, json: bool) -> Result<String, String> {
+fn status(admin: &Admin, json: bool, timeout: Duration) -> Result<String, String> {
     let Admin { authority, path } = admin;
-    let answer = get(admin).map_err(|error| format!("failed to get http://{authority}{path}: {error}"))?;
+    let answer =
+        get(admin, timeout).map_err(|error| format!("failed to get http://{authority}{path}: {error}"))?;
     let text =
         String::from_utf8(answer).map_err(|_| "failed to read the answer: it is no text".to_owned())?;
     if json {
@@ -149,10 +180,10 @@ fn status(admin: &Admin, json: bool) -> Result<String, String> {
 }
 
 /// One GET, HTTP/1.0: the answer is not chunked and ends with the connection.
-fn get(admin: &Admin) -> io::Result<Vec<u8>> {
-    let mut stream = connect(&admin.authority)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+fn get(admin: &Admin, timeout: Duration) -> io::Result<Vec<u8>> {
+    let mut stream = connect(&admin.authority, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
     let Admin { authority, path } = admin;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {authority}\r\nAccept: application/json\r\n\r\n")?;
     let mut answer = Vec::new();
@@ -160,10 +191,10 @@ fn get(admin: &Admin) -> io::Result<Vec<u8>> {
     body(answer)
 }
 
-fn connect(authority: &str) -> io::Result<TcpStream> {
+fn connect(authority: &str, timeout: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for addr in authority.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&addr, TIMEOUT) {
+        match TcpStream::connect_timeout(&addr, timeout) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -266,9 +297,13 @@ fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+        Value::String(text) => plain_text(text),
         other => other.to_string(),
     }
+}
+
+fn plain_text(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn duration(ms: &Value) -> String {
@@ -306,43 +341,8 @@ fn print(text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn parsed(line: &str) -> Result<Command, String> {
-        parse(line.split_whitespace().map(str::to_owned))
-    }
-
     fn at(authority: &str, path: &str) -> Admin {
         Admin { authority: authority.to_owned(), path: path.to_owned() }
-    }
-
-    #[test]
-    fn commands_are_parsed() {
-        assert_eq!(parsed("keygen"), Ok(Command::Keygen));
-        assert_eq!(parsed("status --help"), Ok(Command::Help));
-        assert_eq!(parsed("-V"), Ok(Command::Version));
-        let admin = || at("127.0.0.1:9001", "/status");
-        let status = |json| Ok(Command::Status { admin: admin(), json });
-        assert_eq!(parsed("status --admin http://127.0.0.1:9001"), status(false));
-        assert_eq!(parsed("--json status --admin=127.0.0.1:9001/"), status(true));
-    }
-
-    #[test]
-    fn wrong_usage_is_said() {
-        for (line, says) in [
-            ("", "no command"),
-            ("emit", "unknown command"),
-            ("status", "needs --admin"),
-            ("status --admin", "needs a URL"),
-            ("status --admin https://a:1", "http://"),
-            ("status --admin http://:1", "no host"),
-            ("status --admin http://a:b", "bad port"),
-            ("status --admin http://u:p@a:1", "at most a path"),
-            ("keygen --json", "no options"),
-            ("keygen --secret=abc", "unknown option \"--secret\""),
-            ("keygen now", "unexpected argument"),
-        ] {
-            let error = parsed(line).unwrap_err();
-            assert!(error.contains(says), "{line:?}: {error}");
-        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::gossip::discovery::{self, DiscoveryShared, DiscoveryState, Seed};
 use crate::gossip::{Gossip, transport};
 use crate::hub::Hub;
 use crate::hub::cluster_rooms::{self, RoomWatch};
+use crate::hub::peer::PeerQueue;
 use crate::hub::requests::MissingReason;
 use crate::ids::{Incarnation, NodeId};
 use crate::plain::NamespaceHandle;
@@ -127,6 +128,12 @@ impl Node {
     /// What happens from now on: membership, links, gaps.
     pub fn events(&self) -> Events {
         Events::new(self.inner.hub.events.subscribe())
+    }
+
+    /// The emitters that are linked to this node, or were within [`crate::config::LinkConfig::resume_window`]. They are no
+    /// members.
+    pub fn emitters(&self) -> usize {
+        self.inner.hub.guests.len()
     }
 
     /// What happens to the rooms of this node from now on, in all namespaces: a stream of [`RoomEvent`]s. For one
@@ -268,19 +275,15 @@ impl Node {
         let _ = self.inner.actors.membership.send(Drain).await;
         self.inner.gossip.set_leaving().await;
         // Each for itself: one that is away or frozen must not cost the others their goodbye.
-        let limit = self.inner.hub.config.link.drain_timeout;
-        let mut goodbyes = tokio::task::JoinSet::new();
-        for peer in self.inner.hub.peers() {
-            goodbyes.spawn(tokio::time::timeout(limit, async move {
-                peer.flushed().await;
-                peer.say_goodbye().await;
-            }));
-        }
-        let late = goodbyes.join_all().await.into_iter().filter(Result::is_err).count();
+        let deadline = tokio::time::Instant::now() + self.inner.hub.config.link.drain_timeout;
+        // First the emitters: what still comes from them is for the others.
+        let guests = self.inner.hub.guests.close();
+        let late =
+            say_goodbye(&guests, deadline).await + say_goodbye(&self.inner.hub.peers(), deadline).await;
         if late > 0 {
             tracing::warn!(node = %self.id(), peers = late, "left before these peers had acknowledged everything");
         }
-        for peer in self.inner.hub.peers() {
+        for peer in guests.into_iter().chain(self.inner.hub.peers()) {
             peer.close_link(CloseCode::Left, "the node leaves");
         }
     }
@@ -361,6 +364,9 @@ impl Inner {
         self.gossip.stop();
         self.actors.stop();
         self.hub.stop();
+        for guest in self.hub.guests.close() {
+            guest.close();
+        }
         for peer in self.hub.peers() {
             peer.close();
             self.hub.requests.gone(peer.slot, MissingReason::Left);
@@ -427,7 +433,7 @@ impl NodeBuilder {
             Gossip::start(gossip_config, cluster.as_str(), &id, incarnation, advertise, carrier, arrived)
                 .await?;
         let gossip = Arc::new(gossip);
-        let card = Card { cluster: cluster.clone(), id, incarnation, advertise, nonce: 0 };
+        let card = Card { cluster: cluster.clone(), id, incarnation, advertise, nonce: 0, emitter: false };
         let discovery = DiscoveryShared::new();
         let seed = system::Seed {
             hub: Arc::clone(&hub),
@@ -488,7 +494,19 @@ impl NodeBuilder {
     }
 }
 
-async fn keep_certificates(identity: Arc<Identity>, node: NodeId) {
+/// Says goodbye to all of them, each for itself. Returns to how many it did not come in time.
+async fn say_goodbye(peers: &[Arc<PeerQueue>], deadline: tokio::time::Instant) -> usize {
+    let mut goodbyes = tokio::task::JoinSet::new();
+    for peer in peers.iter().cloned() {
+        goodbyes.spawn(tokio::time::timeout_at(deadline, async move {
+            peer.flushed().await;
+            peer.say_goodbye().await;
+        }));
+    }
+    goodbyes.join_all().await.into_iter().filter(Result::is_err).count()
+}
+
+pub(crate) async fn keep_certificates(identity: Arc<Identity>, node: NodeId) {
     let failing = Arc::new(AtomicBool::new(false));
     loop {
         tokio::time::sleep(CERTIFICATE_CHECK).await;
@@ -520,18 +538,18 @@ async fn keep_certificates(identity: Arc<Identity>, node: NodeId) {
     }
 }
 
-fn random_seed() -> Result<u64, StartError> {
+pub(crate) fn random_seed() -> Result<u64, StartError> {
     SysRng
         .try_next_u64()
         .map_err(|error| StartError::Config(format!("the system gives no random numbers: {error}")))
 }
 
 #[expect(clippy::disallowed_methods, reason = "incarnations and certificates need the wall clock")]
-fn wall_clock() -> SystemTime {
+pub(crate) fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
 
-fn micros(time: SystemTime) -> u64 {
+pub(crate) fn micros(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

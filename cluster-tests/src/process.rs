@@ -179,6 +179,18 @@ pub fn chat_program() -> &'static Path {
 /// # Panics
 /// When cargo fails; what it says is in the message.
 pub fn example_program(example: &str) -> PathBuf {
+    build("example", example, &[])
+}
+/// The `roomcast` command line, built as [`chat_program`].
+///
+/// # Panics
+/// When cargo fails; what it says is in the message.
+pub fn command_line() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("bin", "roomcast", &["--features", "roomcast/cli"]))
+}
+
+fn build(kind: &str, name: &str, more: &[&str]) -> PathBuf {
     // <target>/<profile>/deps/<test>
     let test = env::current_exe().expect("a test knows its program");
     let profile = test.parent().and_then(Path::parent).expect("cargo puts tests into folders");
@@ -191,25 +203,34 @@ pub fn example_program(example: &str) -> PathBuf {
     cargo
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         // The whole workspace, because `cargo test --workspace` builds it with the same features: nothing is left to do.
-        .args(["build", "--workspace", "--example", example, "--profile", profile, "--message-format=json"])
+        .args([
+            "build",
+            "--workspace",
+            &format!("--{kind}"),
+            name,
+            "--profile",
+            profile,
+            "--message-format=json",
+        ])
+        .args(more)
         .arg("--target-dir")
         .arg(target);
     // Cargo tells a test which package it is of; ring would be built anew for each answer, and all that needs it.
-    for (name, _) in env::vars_os() {
-        let text = name.to_string_lossy();
+    for (variable, _) in env::vars_os() {
+        let text = variable.to_string_lossy();
         if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|start| text.starts_with(start)) {
-            cargo.env_remove(name);
+            cargo.env_remove(variable);
         }
     }
     let output = cargo.output().expect("cargo starts");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "failed to build the example {example}: {said}");
+    assert!(output.status.success(), "failed to build the {kind} {name}: {said}");
     let messages = output.stdout.split(|byte| *byte == b'\n');
     let executable = messages.filter_map(|line| serde_json::from_slice(line).ok()).find_map(|line: Value| {
-        let is_ours = line["target"]["name"] == example && line["target"]["kind"][0] == "example";
+        let is_ours = line["target"]["name"] == name && line["target"]["kind"][0] == kind;
         line["executable"].as_str().filter(|_| is_ours).map(PathBuf::from)
     });
-    executable.unwrap_or_else(|| panic!("cargo names no program of the example {example}: {said}"))
+    executable.unwrap_or_else(|| panic!("cargo names no program of the {kind} {name}: {said}"))
 }
 
 #[cfg(test)]

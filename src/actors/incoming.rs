@@ -6,6 +6,7 @@ use std::time::Duration;
 use actix::Addr;
 use tokio::time::Instant;
 
+use crate::actors::guests;
 use crate::actors::membership::{Membership, Offer};
 use crate::actors::peer::NewLink;
 use crate::error::LinkError;
@@ -79,12 +80,15 @@ pub(crate) async fn accept_all(
 
 async fn accept_one(
     incoming: quinn::Incoming,
-    hub: &Hub,
+    hub: &Arc<Hub>,
     card: &Card,
     membership: &Addr<Membership>,
     deadline: Instant,
 ) -> Result<(), LinkError> {
     let mut greeted = handshake::accept(incoming, card, hub.limits, deadline).await?;
+    if greeted.theirs.emitter {
+        return guests::welcome(greeted, hub, card).await;
+    }
     match membership.send(Offer(greeted.theirs.clone())).await.unwrap_or(Err(LinkError::Stopping)) {
         Ok(peer) => {
             greeted.welcome(card).await?;

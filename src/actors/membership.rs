@@ -445,6 +445,7 @@ impl Membership {
         for id in gone {
             self.retire(&id, None, CloseCode::Stale);
         }
+        self.parts.hub.guests.tick(now, window);
     }
 }
 

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 pub use self::incoming::{InterestLimits, InterestReader, InterestStep};
 pub use self::last::{LastHead, Message};
 use crate::ids::{Namespace, RoomKey};
-pub use answer::{ANSWER_BYTES, AckFailure, Acknowledged, RoomRecord, SocketRecord, parts};
+pub use answer::{ANSWER_BYTES, AckFailure, Acknowledged, Relayed, RoomRecord, SocketRecord, parts};
 pub use request::{EndStatus, Op, RequestHead};
 
 /// The protocol version that this build speaks, and the oldest that it understands.
@@ -32,6 +32,12 @@ pub const MAX_HEAD_BYTES: usize = 64 * 1024;
 pub const MAX_ROOMS: usize = 1024;
 /// The highest number that a link may begin with: no link counts from there to the end of the numbers.
 pub const MAX_FIRST: u64 = 1 << 62;
+/// The interest in the last acknowledgement that a node sends to an emitter: it applies nothing after that.
+pub const LAST_WORD: u64 = u64::MAX;
+/// The key of the hello extension that says what the sender is; without it, it is a node.
+pub const EXTENSION_ROLE: u16 = 1;
+/// Its value for an emitter.
+pub const ROLE_EMITTER: &str = "emitter";
 /// The bytes of the length field before each frame.
 pub const LENGTH_BYTES: usize = 4;
 /// The most room keys in one frame that is sent: 64 KiB of payload.

@@ -262,6 +262,41 @@ impl Outbox {
         Resumed { first, lost }
     }
 
+    /// The next link goes to another node, which has nothing of this epoch: a new one begins, with a number of its own as
+    /// for [`new`](Self::new). Returns how many frames are given up: those that were sent and not acknowledged, because
+    /// the node before may have applied them. When it has said that it did not (`untouched`) they are sent again.
+    pub fn move_to(&mut self, epoch: u64, untouched: bool) -> u64 {
+        self.close_open();
+        self.epoch = epoch;
+        if untouched {
+            let acked = self.acked;
+            self.trim_front(acked);
+            self.unsent = 0;
+            self.sent = acked;
+            return 0;
+        }
+        let lost = self.under_way();
+        let sent = self.sent;
+        self.ack(sent);
+        self.acked = sent;
+        lost
+    }
+
+    /// The frames that were sent and are not acknowledged.
+    pub fn under_way(&self) -> u64 {
+        self.sent.0 - self.acked.0
+    }
+
+    /// The last number given out.
+    pub fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// The last number that is acknowledged, or given up.
+    pub fn acked(&self) -> Seq {
+        self.acked
+    }
+
     /// Gives up frames that were pushed before `before_ms`; returns how many. For a peer without a link.
     /// They count as lost at the next [`resume`](Self::resume) or [`clear`](Self::clear), if the peer lacks them.
     pub fn expire(&mut self, before_ms: u64) -> u64 {
@@ -567,6 +602,35 @@ mod tests {
         assert_eq!(take(&mut outbox), [1]);
         // Another memory: a run of the peer that was given up and found again. It may have had the first.
         assert_eq!(outbox.resume(&Resume { epoch: 6, ..theirs }), Resumed { first: Seq(2), lost: 1 });
+    }
+
+    #[test]
+    fn another_node_gets_what_the_one_before_did_not() {
+        for untouched in [false, true] {
+            let mut outbox = Outbox::new(9, 1 << 20);
+            outbox.resume(&Resume { epoch: 5, received: None });
+            for number in 1..=4 {
+                push(&mut outbox, number, 10).unwrap();
+            }
+            assert_eq!(take(&mut outbox), [1, 2, 3, 4]);
+            outbox.ack(Seq(2));
+            push(&mut outbox, 5, 10).unwrap();
+            assert_eq!(outbox.move_to(10, untouched), if untouched { 0 } else { 2 });
+            assert_eq!((outbox.epoch(), outbox.under_way()), (10, 0));
+            let first = if untouched { 3 } else { 5 };
+            let resumed = outbox.resume(&Resume { epoch: 6, received: None });
+            assert_eq!(resumed, Resumed { first: Seq(first), lost: 0 });
+            assert_eq!(take(&mut outbox), (first..=5).collect::<Vec<_>>());
+            // Back to the first node, which remembers the epoch before: it has nothing of this one.
+            outbox.ack(Seq(5));
+            push(&mut outbox, 6, 10).unwrap();
+            assert_eq!(outbox.move_to(11, false), 0);
+            let resumed = outbox.resume(&Resume { epoch: 5, received: Some((9, 4)) });
+            assert_eq!(resumed, Resumed { first: Seq(6), lost: 0 });
+            assert_eq!(take(&mut outbox), [6]);
+            outbox.ack(Seq(6));
+            assert_eq!(outbox.bytes(), 0);
+        }
     }
 
     #[derive(Debug, Clone)]

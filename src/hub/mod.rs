@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster_rooms;
 pub(crate) mod feed;
+pub(crate) mod guests;
 pub(crate) mod handlers;
 pub(crate) mod peer;
 pub(crate) mod requests;
@@ -32,6 +33,7 @@ use crate::error::{DropReason, IdError, LinkError};
 use crate::event::Event;
 use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
 use feed::InterestFeed;
+use guests::Guests;
 use handlers::Handlers;
 use peer::PeerQueue;
 use requests::{MissingReason, Reply, Request, RequestTable};
@@ -145,6 +147,8 @@ pub(crate) struct Hub {
     pub(crate) requests: RequestTable,
     /// Handlers of the events of other servers.
     pub(crate) handlers: Handlers,
+    /// The emitters that are linked to this node.
+    pub(crate) guests: Guests,
     pub(crate) events: broadcast::Sender<Event>,
     /// Room events, for whoever listens.
     pub(crate) room_feed: Arc<RoomFeed>,
@@ -281,6 +285,7 @@ impl Hub {
             counters: Counters::default(),
             requests: RequestTable::new(config.link.max_requests),
             handlers: Handlers::new(config.link.max_server_events),
+            guests: Guests::default(),
             events: broadcast::channel(config.event_buffer.0).0,
             room_feed: RoomFeed::new(config.room_event_buffer.0),
             refusals: Mutex::default(),

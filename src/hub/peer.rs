@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
-use crate::core::frame::Resume;
+use crate::core::frame::{Head, Resume};
 use crate::core::inbox::Inbox;
 use crate::core::link::LinkState;
 use crate::core::outbox::{Outbox, Resumed};
@@ -34,11 +34,48 @@ pub(crate) trait LinkPath: Send + Sync + 'static {
     fn remote(&self) -> SocketAddr;
 }
 
+/// What is at the other end of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PeerRole {
+    /// Another member of the cluster.
+    Member,
+    /// An emitter, linked to this node: no member; what it sends is for the whole cluster.
+    Guest,
+    /// A node, to which this emitter is linked.
+    Host,
+}
+
+impl PeerRole {
+    /// Whether one in this role may say that on the data stream.
+    pub(crate) fn may_say(self, head: &Head<'_>) -> bool {
+        match self {
+            Self::Member => true,
+            Self::Guest => !matches!(
+                head,
+                Head::Interest(_)
+                    | Head::Rooms { .. }
+                    | Head::InterestWanted
+                    | Head::Answer { .. }
+                    | Head::End { .. }
+            ),
+            Self::Host => !matches!(
+                head,
+                Head::Interest(_)
+                    | Head::Rooms { .. }
+                    | Head::InterestWanted
+                    | Head::Broadcast(_)
+                    | Head::Request(_)
+            ),
+        }
+    }
+}
+
 /// What this node holds for one run of one peer, over all its links.
 pub(crate) struct PeerQueue {
     pub(crate) id: NodeId,
     pub(crate) incarnation: Incarnation,
     pub(crate) slot: PeerSlot,
+    pub(crate) role: PeerRole,
     /// Where this run wants to be dialled.
     pub(crate) advertise: SocketAddr,
     outbox: Mutex<Outbox>,
@@ -59,6 +96,8 @@ pub(crate) struct PeerQueue {
     closed: AtomicBool,
     /// This node leaves: the link says goodbye when everything is sent.
     leaving: AtomicBool,
+    /// The node has said its last word on the link of an emitter: nothing that comes after is applied.
+    parted: AtomicBool,
     /// The last counted frame from the peer that was applied here.
     pub(crate) applied: AtomicU64,
     /// The version of the peer's interest that is applied here.
@@ -118,6 +157,7 @@ impl PeerQueue {
             id,
             incarnation,
             slot,
+            role: PeerRole::Member,
             advertise,
             outbox: Mutex::new(Outbox::new(epoch, limit_bytes)),
             limit_bytes,
@@ -130,12 +170,18 @@ impl PeerQueue {
             link_since_ms: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            parted: AtomicBool::new(false),
             applied: AtomicU64::new(0),
             interest_held: AtomicU64::new(0),
             interest_acked: AtomicU64::new(0),
             serving: Serving::default(),
             counters: PeerCounters::default(),
         }
+    }
+
+    /// The same with another role.
+    pub(crate) fn with_role(self, role: PeerRole) -> Self {
+        Self { role, ..self }
     }
 
     /// Queues a frame; its bytes are copied or shared, never changed.
@@ -264,6 +310,32 @@ impl PeerQueue {
         resumed
     }
 
+    /// The next link goes to another node: see [`Outbox::move_to`].
+    pub(crate) fn move_to(&self, epoch: u64, untouched: bool) -> u64 {
+        let lost = lock(&self.outbox).move_to(epoch, untouched);
+        self.space.notify_waiters();
+        count(&self.counters.gap_sent, lost);
+        lost
+    }
+
+    /// The frames that were sent and are not acknowledged.
+    pub(crate) fn under_way(&self) -> u64 {
+        lock(&self.outbox).under_way()
+    }
+
+    /// Waits until everything queued so far is acknowledged or given up.
+    pub(crate) async fn caught_up(&self) {
+        let last = lock(&self.outbox).last();
+        loop {
+            let mut notified = std::pin::pin!(self.space.notified());
+            notified.as_mut().enable();
+            if lock(&self.outbox).acked() >= last || self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
     /// Gives up frames older than `before_ms`.
     pub(crate) fn expire(&self, before_ms: u64) -> u64 {
         let expired = lock(&self.outbox).expire(before_ms);
@@ -334,6 +406,16 @@ impl PeerQueue {
     /// Whether this node leaves.
     pub(crate) fn leaves(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
+    }
+
+    /// From now on nothing that comes from an emitter is applied.
+    pub(crate) fn part(&self, parted: bool) {
+        self.parted.store(parted, Ordering::Release);
+    }
+
+    /// Whether it is so, on either side.
+    pub(crate) fn has_parted(&self) -> bool {
+        self.parted.load(Ordering::Acquire)
     }
 
     /// Sends a gossip message over the link, if there is one.

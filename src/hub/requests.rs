@@ -27,13 +27,13 @@ use crate::core::frame::{
 use crate::core::requests::{Requests, Settled, TooManyRequests};
 use crate::core::routes::PeerMask;
 use crate::error::DropReason;
-use crate::hub::peer::{PeerQueue, count};
+use crate::hub::peer::{PeerQueue, PeerRole, count};
 use crate::hub::{Hub, Receipt, cluster_rooms, lock};
 use crate::ids::{Namespace, NodeId, PeerSlot, RoomKey};
 
 /// How much longer than its timeout a question waits for the answers of other nodes: those apply the timeout, too, and
 /// what they say at its end has to get here.
-const ANSWER_GRACE: Duration = Duration::from_millis(500);
+pub(crate) const ANSWER_GRACE: Duration = Duration::from_millis(500);
 /// Answers up to this size are copied out of the buffer of the link, which they would keep whole.
 const COPY_BYTES: usize = 4096;
 
@@ -641,19 +641,33 @@ impl Hub {
 
     /// A request of a peer. Runs on the task that reads the link: must not wait.
     pub(crate) fn request(self: &Arc<Self>, from: &Arc<PeerQueue>, head: &RequestHead<'_>, payload: &Bytes) {
+        if from.role == PeerRole::Guest {
+            return self.relay_request(from, head, payload);
+        }
         let request = Request { from: &from.id, head, payload };
-        if head.id == 0 {
-            return self.serve(&request, &Reply::nobody());
-        }
         let limit = self.config.link.max_serving_per_peer;
-        let reply = from.serving.begin(self, ReplyTo::Peer(Arc::clone(from)), head.id, head.credit, limit);
-        match reply {
-            Some(reply) => self.serve(&request, &reply),
-            None => {
-                count(&self.counters.requests_refused, 1);
-                end(self, from, head.id, EndStatus::Busy);
-            }
+        if let Some(reply) = self.reply_to(from, head, limit) {
+            self.serve(&request, &reply);
         }
+    }
+
+    /// The way back to who asked; none at the limit, which the asker is told.
+    pub(super) fn reply_to(
+        self: &Arc<Self>,
+        from: &Arc<PeerQueue>,
+        head: &RequestHead<'_>,
+        limit: usize,
+    ) -> Option<Reply> {
+        if head.id == 0 {
+            return Some(Reply::nobody());
+        }
+        let to = ReplyTo::Peer(Arc::clone(from));
+        let reply = from.serving.begin(self, to, head.id, head.credit, limit);
+        if reply.is_none() {
+            count(&self.counters.requests_refused, 1);
+            end(self, from, head.id, EndStatus::Busy);
+        }
+        reply
     }
 
     /// Has the fronts of the namespace here do what is asked.

@@ -16,7 +16,7 @@ use crate::core::link::LinkState;
 use crate::error::LinkError;
 use crate::hub::Hub;
 use crate::hub::feed::InterestSnapshot;
-use crate::hub::peer::PeerQueue;
+use crate::hub::peer::{PeerQueue, PeerRole};
 use crate::quic::handshake::{CloseCode, Greeted, connection_error};
 use crate::quic::reader::Reader;
 use crate::quic::short::{Path, read_datagrams, read_short_streams};
@@ -118,9 +118,20 @@ pub(crate) async fn run(
         }
         end
     };
-    tasks.spawn(either(read, write.run(own_resume, resume_rx)));
-    tasks.spawn(read_datagrams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub)));
-    tasks.spawn(read_short_streams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub), host));
+    let is_host = peer.role == PeerRole::Host;
+    let write = async move {
+        let end = write.run(own_resume, resume_rx).await;
+        if is_host && !matches!(end, Err(LinkError::Stopping)) {
+            // The node's last word may be here and not be read yet. The reader ends when it has read all there is.
+            tokio::time::sleep(GOODBYE_TIME).await;
+        }
+        end
+    };
+    tasks.spawn(either(read, write));
+    if !is_host {
+        tasks.spawn(read_datagrams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub)));
+        tasks.spawn(read_short_streams(conn.clone(), Arc::clone(&peer), Arc::clone(&hub), host));
+    }
 
     let mut error = match tasks.join_next().await {
         Some(Ok(Err(error))) => error,

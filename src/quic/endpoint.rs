@@ -230,23 +230,41 @@ pub fn endpoint(
     config: &QuicConfig,
     identity: &Identity,
 ) -> io::Result<quinn::Endpoint> {
-    let transport = Arc::new(config.transport());
     let mut no_tokens = ValidationTokenConfig::default();
     no_tokens.sent(0);
     let mut server = identity.server_config();
     server
-        .transport_config(transport.clone())
+        .transport_config(Arc::new(config.transport()))
         .validation_token_config(no_tokens)
         .max_incoming(config.max_incoming)
         .incoming_buffer_size(config.incoming_bytes)
         .incoming_buffer_size_total(config.incoming_total_bytes);
-    let mut client = identity.client_config();
-    client.transport_config(transport).token_store(Arc::new(NoneTokenStore));
+    start(socket, config, identity, Some(server))
+}
 
-    let endpoint_config = config.endpoint()?;
+/// As [`endpoint`], for dialing only: what comes from others is dropped.
+///
+/// # Errors
+/// As [`endpoint`].
+pub(crate) fn dialer(
+    socket: Arc<dyn AsyncUdpSocket>,
+    config: &QuicConfig,
+    identity: &Identity,
+) -> io::Result<quinn::Endpoint> {
+    start(socket, config, identity, None)
+}
+
+fn start(
+    socket: Arc<dyn AsyncUdpSocket>,
+    config: &QuicConfig,
+    identity: &Identity,
+    server: Option<quinn::ServerConfig>,
+) -> io::Result<quinn::Endpoint> {
+    let mut client = identity.client_config();
+    client.transport_config(Arc::new(config.transport())).token_store(Arc::new(NoneTokenStore));
     let runtime = Arc::new(TokioRuntime);
     let mut endpoint =
-        quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)?;
+        quinn::Endpoint::new_with_abstract_socket(config.endpoint()?, server, socket, runtime)?;
     endpoint.set_default_client_config(client);
     Ok(endpoint)
 }

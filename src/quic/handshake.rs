@@ -8,8 +8,8 @@ use smallvec::smallvec;
 use tokio::time::{Instant, timeout_at};
 
 use crate::core::frame::{
-    FrameLimits, Head, Hello, LENGTH_BYTES, MAX_HEAD_BYTES, PROTOCOL, PROTOCOL_MIN, Refusal, RefusalKind,
-    decode_head, encode_head, frame_len,
+    EXTENSION_ROLE, FrameLimits, Head, Hello, LENGTH_BYTES, MAX_HEAD_BYTES, PROTOCOL, PROTOCOL_MIN,
+    ROLE_EMITTER, Refusal, RefusalKind, decode_head, encode_head, frame_len,
 };
 use crate::error::LinkError;
 use crate::ids::{Incarnation, NodeId};
@@ -47,6 +47,8 @@ pub(crate) struct Card {
     pub(crate) incarnation: Incarnation,
     pub(crate) advertise: SocketAddr,
     pub(crate) nonce: u64,
+    /// Whether it is no node, but an emitter.
+    pub(crate) emitter: bool,
 }
 
 /// A peer that has said who it is.
@@ -82,6 +84,11 @@ pub(crate) async fn dial(
     send_hello(&mut send, own).await?;
     let mut reader = FrameReader::new(recv, limits);
     let theirs = match read_hello(&mut reader, own, conn.remote_address()).await {
+        Ok(theirs) if theirs.emitter => {
+            let error = LinkError::Violation("an emitter takes no connections".into());
+            CloseCode::Violation.close(&conn, &error.to_string());
+            return Err(error);
+        }
         Ok(theirs) => theirs,
         Err(error) => {
             CloseCode::Refused.close(&conn, &error.to_string());
@@ -172,7 +179,7 @@ async fn send_hello(send: &mut SendStream, own: &Card) -> Result<(), LinkError> 
         incarnation: own.incarnation.0,
         nonce: own.nonce,
         advertise: &advertise,
-        extensions: smallvec![],
+        extensions: if own.emitter { smallvec![(EXTENSION_ROLE, ROLE_EMITTER)] } else { smallvec![] },
     };
     let mut frame = BytesMut::new();
     encode_head(&Head::Hello(hello), 0, &mut frame)?;
@@ -219,7 +226,8 @@ fn check_hello(hello: &Hello<'_>, own: &Card, remote: SocketAddr) -> Result<Card
     if advertise.ip().is_unspecified() {
         advertise.set_ip(remote.ip());
     }
-    Ok(Card { cluster: own.cluster.clone(), id, incarnation, advertise, nonce: hello.nonce })
+    let emitter = hello.extensions.contains(&(EXTENSION_ROLE, ROLE_EMITTER));
+    Ok(Card { cluster: own.cluster.clone(), id, incarnation, advertise, nonce: hello.nonce, emitter })
 }
 
 /// What the end of a connection means.

@@ -11,13 +11,13 @@ use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::core::frame::{
-    Head, InterestLimits, InterestReader, InterestStep, LENGTH_BYTES, LastHead, Resume, decode_head,
-    frame_len,
+    Head, InterestLimits, InterestReader, InterestStep, LAST_WORD, LENGTH_BYTES, LastHead, Resume,
+    decode_head, frame_len,
 };
 use crate::core::inbox::Verdict;
 use crate::error::LinkError;
 use crate::event::Event;
-use crate::hub::peer::{LentInbox, PeerQueue, count, count_alone};
+use crate::hub::peer::{LentInbox, PeerQueue, PeerRole, count, count_alone};
 use crate::hub::requests::MissingReason;
 use crate::hub::{Hub, Recent};
 use crate::ids::Seq;
@@ -99,6 +99,9 @@ impl Reader {
                 }
             };
             silent_ticks = 0;
+            if self.peer.role == PeerRole::Guest && self.peer.has_parted() {
+                continue;
+            }
             count(&self.peer.counters.bytes_received, block.len() as u64);
             if let Some(here) = self.block(&block, &last_head).await? {
                 last_head.clear();
@@ -107,7 +110,9 @@ impl Reader {
             if self.epoch != 0 {
                 self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
             }
-            if self.unacked >= ACK_BYTES {
+            // An emitter waits for it to know that a node has taken over.
+            let at_once = self.unacked > 0 && self.peer.role == PeerRole::Guest;
+            if self.unacked >= ACK_BYTES || at_once {
                 self.unacked = 0;
                 self.signal(&self.signals.ack);
                 // The writer is in the same task: however much comes in, it must get to say so.
@@ -150,7 +155,7 @@ impl Reader {
             if self.accept(frame.len()) {
                 // Only what is handed on is counted as a reference to the block.
                 let payload = block.slice(range.start + message.payload_at..range.end);
-                self.hub.deliver_recent(&mut run.recent, message.head, payload);
+                self.hub.arrived(&self.peer, &mut run.recent, message.head, payload);
             }
             return Ok(None);
         }
@@ -158,6 +163,9 @@ impl Reader {
         let (head, used) = decode_head(frame, &self.reader.limits)?;
         if self.resume.is_some() && !matches!(head, Head::Resume(_)) {
             return Err(LinkError::Violation("the second frame is not a resume".into()));
+        }
+        if !self.peer.role.may_say(&head) {
+            return Err(LinkError::Violation("a frame that its sender must not send".into()));
         }
         if head.is_counted() && self.epoch == 0 {
             return Err(LinkError::Violation("a counted frame before the start".into()));
@@ -196,7 +204,11 @@ impl Reader {
             }
             Head::Received { seq, interest } => {
                 self.peer.ack(Seq(seq));
-                self.peer.interest_applied(interest);
+                if self.peer.role == PeerRole::Host {
+                    self.peer.part(interest == LAST_WORD);
+                } else {
+                    self.peer.interest_applied(interest);
+                }
             }
             Head::Resume(resume) => {
                 let Some(to_writer) = self.resume.take() else {

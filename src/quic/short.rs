@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::core::frame::{Head, decode_head};
 use crate::error::{DropReason, LinkError};
 use crate::hub::Hub;
-use crate::hub::peer::{LinkPath, PeerQueue, count};
+use crate::hub::peer::{LinkPath, PeerQueue, PeerRole, count};
 use crate::quic::connection::LinkHost;
 use crate::quic::handshake::{CloseCode, connection_error, split_frame};
 
@@ -47,7 +47,7 @@ fn volatile_frame(mut bytes: Bytes, peer: &PeerQueue, hub: &Hub) -> Result<(), L
             return Err(LinkError::Violation("a volatile frame that is no broadcast".into()));
         };
         count(&peer.counters.volatile_received, 1);
-        hub.deliver(&head, &frame.slice(used..));
+        hub.arrived_alone(peer, &head, &frame.slice(used..));
     }
     Ok(())
 }
@@ -89,7 +89,7 @@ async fn read_short_stream(
     let lost = |error: String| LinkError::Lost(error);
     stream.read_exact(&mut kind).await.map_err(|error| lost(error.to_string()))?;
     let limit = match kind[0] {
-        STREAM_GOSSIP => MAX_GOSSIP_BYTES,
+        STREAM_GOSSIP if peer.role == PeerRole::Member => MAX_GOSSIP_BYTES,
         STREAM_VOLATILE => hub.limits.max_frame_bytes + crate::core::frame::LENGTH_BYTES,
         other => return Err(LinkError::Violation(format!("a stream of unknown kind {other}"))),
     };

@@ -9,12 +9,12 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
-use crate::core::frame::{Head, Resume, encode_head};
+use crate::core::frame::{Head, LAST_WORD, Resume, encode_head};
 use crate::error::LinkError;
 use crate::event::Event;
 use crate::hub::Hub;
 use crate::hub::feed::Next;
-use crate::hub::peer::{PeerQueue, count};
+use crate::hub::peer::{PeerQueue, PeerRole, count};
 use crate::hub::requests::MissingReason;
 use crate::quic::connection::{Ends, LinkHost, Signals};
 use crate::quic::handshake::connection_error;
@@ -74,7 +74,7 @@ impl Writer {
             if self.signals.snapshot_wanted.swap(false, Ordering::AcqRel) {
                 sent = None;
             }
-            if snapshot.len() == 0 {
+            if snapshot.len() == 0 && self.peer.role == PeerRole::Member {
                 match self.hub.feed.next(sent) {
                     Next::Nothing => {}
                     Next::Deltas(frames, version) => {
@@ -110,8 +110,14 @@ impl Writer {
 
     /// The node leaves: says last what was applied, so that the peer knows what was not.
     async fn goodbye(&mut self, mut out: Vec<Bytes>) -> Result<(), LinkError> {
+        // An emitter moves to another node and must know what is left for that one: the reader, which is in this task,
+        // applies nothing more.
+        self.peer.part(self.peer.role == PeerRole::Guest);
         let seq = self.peer.applied.load(Ordering::Acquire);
-        let interest = self.peer.interest_held.load(Ordering::Acquire);
+        let interest = match self.peer.role {
+            PeerRole::Guest => LAST_WORD,
+            _ => self.peer.interest_held.load(Ordering::Acquire),
+        };
         push_head(&Head::Received { seq, interest }, &mut out)?;
         self.write(&mut out).await?;
         if self.send.finish().is_ok() {

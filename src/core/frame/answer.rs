@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::FrameError;
+use super::{FrameError, decode_body, encode_body};
 
 /// About how many bytes of a list go into one answer.
 pub const ANSWER_BYTES: usize = 32 * 1024;
@@ -98,6 +98,58 @@ impl Acknowledged {
     }
 }
 
+/// What a node answers to an emitter, for which it asks the whole cluster: `length of the name (u8) | name | body`, where a
+/// length of 0 begins the list of nodes whose share is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Relayed<B> {
+    /// What one node said.
+    Answer {
+        /// Its name.
+        node: String,
+        /// Its answer.
+        body: B,
+    },
+    /// The nodes whose share is missing, each with the reason as a number; the last answer.
+    Missing(Vec<(String, u8)>),
+}
+
+impl Relayed<Bytes> {
+    /// The payload of the answer.
+    ///
+    /// # Errors
+    /// [`FrameError::Payload`] when the name is over 255 bytes or the list cannot be encoded.
+    pub fn encode(&self) -> Result<Bytes, FrameError> {
+        match self {
+            Self::Answer { node, body } => {
+                let len = u8::try_from(node.len()).map_err(|_| FrameError::Payload("a long name"))?;
+                let mut out = BytesMut::with_capacity(1 + node.len() + body.len());
+                out.put_u8(len);
+                out.extend_from_slice(node.as_bytes());
+                out.extend_from_slice(body);
+                Ok(out.freeze())
+            }
+            Self::Missing(list) => Ok([&[0], &encode_body(list)?[..]].concat().into()),
+        }
+    }
+
+    /// Reads the payload of an answer. The body shares its memory.
+    ///
+    /// # Errors
+    /// [`FrameError::Payload`]: the bytes come from the network.
+    pub fn decode(payload: &Bytes) -> Result<Self, FrameError> {
+        let bad = FrameError::Payload("not a relayed answer");
+        match payload.split_first() {
+            None => Err(bad),
+            Some((0, list)) => decode_body(list).map(Self::Missing),
+            Some((len, rest)) => {
+                let len = usize::from(*len);
+                let node = rest.get(..len).and_then(|name| std::str::from_utf8(name).ok()).ok_or(bad)?;
+                Ok(Self::Answer { node: node.to_owned(), body: payload.slice(1 + len..) })
+            }
+        }
+    }
+}
+
 /// Cuts a list into parts of about [`ANSWER_BYTES`], each for one answer. An empty list has no part.
 pub fn parts<T>(items: Vec<T>, size: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
     let mut parts: Vec<Vec<T>> = Vec::new();
@@ -145,6 +197,22 @@ mod tests {
             let unreadable = Err(FrameError::Payload("not an acknowledgement"));
             assert_eq!(Acknowledged::decode(&Bytes::copy_from_slice(bad)), unreadable, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn relayed_answers_survive_the_wire() {
+        let answer = Relayed::Answer { node: "a".repeat(63), body: Bytes::from_static(b"body") };
+        let missing = Relayed::Missing(vec![("b".into(), 2), ("c".into(), 0)]);
+        for relayed in [answer, missing, Relayed::Answer { node: "n".into(), body: Bytes::new() }] {
+            let payload = relayed.encode().unwrap();
+            assert_eq!(Relayed::decode(&payload).unwrap(), relayed);
+            for end in 0..payload.len() {
+                // Cut off anywhere it is another answer or an error, never a panic.
+                let _ = Relayed::decode(&payload.slice(..end));
+            }
+        }
+        assert!(Relayed::decode(&Bytes::from_static(&[9, b'x'])).is_err());
+        assert!(Relayed::decode(&Bytes::new()).is_err());
     }
 
     #[test]
