@@ -25,6 +25,7 @@ use crate::gossip::Gossip;
 use crate::gossip::discovery::DiscoveryShared;
 use crate::hub::Hub;
 use crate::hub::peer::{PeerQueue, count};
+use crate::hub::requests::MissingReason;
 use crate::ids::{Incarnation, NodeId};
 use crate::quic::handshake::{self, Card, CloseCode};
 
@@ -171,6 +172,9 @@ impl Membership {
                 MemberChange::StateChanged { member, was } => {
                     tracing::info!(%node, peer = %member.id, state = ?member.state, ?was, "member state changed");
                     let Member { id, incarnation, state, .. } = member;
+                    if state == MemberState::Dead {
+                        self.no_answers(&id, incarnation);
+                    }
                     self.parts.hub.event(Event::MemberState { id, incarnation, state });
                 }
                 MemberChange::Moved { member, was } => {
@@ -354,6 +358,8 @@ impl Membership {
         }
         let Some(entry) = self.peers.remove(id) else { return };
         let frames = entry.queue.close();
+        // Its slot is free only when its link has ended, which may take a moment.
+        self.parts.hub.requests.gone(entry.queue.slot, MissingReason::Left);
         if frames > 0 {
             tracing::warn!(node = %self.parts.hub.id, peer = %id, frames, "frames for a peer that is gone were lost");
             self.parts.hub.event(Event::Gap { peer: id.clone(), frames, outgoing: true });
@@ -362,6 +368,13 @@ impl Membership {
         actix::spawn(async move {
             let _ = actor.send(Retire(code)).await;
         });
+    }
+
+    /// A peer is dead: nobody waits for its answers any more. What is queued for it is kept, should it come back.
+    fn no_answers(&self, id: &NodeId, incarnation: Incarnation) {
+        if let Some(entry) = self.peers.get(id).filter(|entry| entry.incarnation == incarnation) {
+            self.parts.hub.requests.gone(entry.queue.slot, MissingReason::Left);
+        }
     }
 
     /// Whether a dial of that address reached a node that is linked, maybe by another address: a dial would only

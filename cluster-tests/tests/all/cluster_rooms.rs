@@ -135,7 +135,8 @@ async fn a_split_closes_what_is_on_the_other_side_and_healing_says_only_what_dif
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rooms_that_come_and_go_on_every_node_alternate_and_end_right() {
-    let nodes = Setup::new("churnrooms").formed(3).await;
+    let setup = Setup::new("churnrooms").config(|config| config.room_event_buffer = RoomEventBuffer(1 << 17));
+    let nodes = setup.formed(3).await;
     let mut early = Open::of(&nodes[0]);
     let churn = |node: &Live, seed: u64| {
         let ns = chat(node);
@@ -145,7 +146,11 @@ async fn rooms_that_come_and_go_on_every_node_alternate_and_end_right() {
             for _ in 0..20_000 {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let room = format!("r{}", (state >> 33) % 12);
-                if (state >> 40) % 2 == 0 { member.join(&room).unwrap() } else { member.leave(&room) }
+                if (state >> 40).is_multiple_of(2) {
+                    member.join(&room).unwrap()
+                } else {
+                    member.leave(&room)
+                }
             }
             member
         })
@@ -153,24 +158,20 @@ async fn rooms_that_come_and_go_on_every_node_alternate_and_end_right() {
     let threads: Vec<_> = nodes.iter().zip([3, 5, 7]).map(|(node, seed)| churn(node, seed)).collect();
     // One that begins in the middle of it, so that its lists and the changes after them have to fit.
     let mut late = Open::of(&nodes[1]);
-    let members = std::cell::OnceCell::new();
-    let read = async {
-        // Missing events are another test's: these listeners keep up.
-        while !threads.iter().all(std::thread::JoinHandle::is_finished) {
-            tokio::select! {
-                _ = early.take() => {}
-                _ = late.take() => {}
-                () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
-            }
+    // Missing events are another test's: these listeners keep up.
+    while !threads.iter().all(std::thread::JoinHandle::is_finished) {
+        tokio::select! {
+            _ = early.take() => {}
+            _ = late.take() => {}
+            () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
         }
-    };
-    read.await;
-    let _ = members.set(threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>());
+    }
+    let members: Vec<Member> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     let all: Vec<&Live> = nodes.iter().collect();
     flush(&mut early, &all).await;
     flush(&mut late, &all).await;
     let expected: BTreeSet<String> =
-        members.get().unwrap().iter().flat_map(Member::rooms).map(|room| format!("/chat {room}")).collect();
+        members.iter().flat_map(Member::rooms).map(|room| format!("/chat {room}")).collect();
     assert_eq!((&early.rooms, &late.rooms), (&expected, &expected));
     assert!(early.events > 100, "{} events", early.events);
 }
