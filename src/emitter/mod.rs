@@ -18,7 +18,7 @@
 //! # What is promised
 //!
 //! * Messages are accepted at once into a bounded outbox and sent in order, each applied by a node at most once.
-//!   [`Emitter::flush`] says when a node has applied everything, or how many messages may be lost.
+//!   [`Emitter::flush`] says when everything is applied, or how many messages may be lost.
 //! * A link that breaks and comes back to the same run of its node within [`EmitterBuilder::move_after`] loses nothing.
 //! * A node that leaves with [`drain`](crate::Node::drain) says what it has applied: the next node gets the rest, and
 //!   nothing is lost.
@@ -218,8 +218,9 @@ impl Emitter {
         self.of("!node").server_side_emit(name, data)
     }
 
-    /// Waits until a node has applied everything that was accepted before this call: it was handed to the members there
-    /// and to the queues of the nodes that need it. Waits for as long as no node is found. Cancel safe.
+    /// Waits until everything that was accepted before this call is applied: by the node of the link and by those that
+    /// need it, but for at most 2 s by a node that is slow or away. Takes about as long as the nodes' `heartbeat` (500 ms).
+    /// Waits for as long as no node is found. Cancel safe.
     ///
     /// # Errors
     /// [`Lost`], with the number of frames that may be lost and that no flush has reported before.
