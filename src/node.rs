@@ -279,7 +279,7 @@ impl Node {
         // First the emitters: what still comes from them is for the others.
         let guests = self.inner.hub.guests.close();
         let late =
-            say_goodbye(&guests, deadline).await + say_goodbye(&self.inner.hub.peers(), deadline).await;
+            say_goodbye(guests.clone(), deadline).await + say_goodbye(self.inner.hub.peers(), deadline).await;
         if late > 0 {
             tracing::warn!(node = %self.id(), peers = late, "left before these peers had acknowledged everything");
         }
@@ -495,9 +495,9 @@ impl NodeBuilder {
 }
 
 /// Says goodbye to all of them, each for itself. Returns to how many it did not come in time.
-async fn say_goodbye(peers: &[Arc<PeerQueue>], deadline: tokio::time::Instant) -> usize {
+async fn say_goodbye(peers: Vec<Arc<PeerQueue>>, deadline: tokio::time::Instant) -> usize {
     let mut goodbyes = tokio::task::JoinSet::new();
-    for peer in peers.iter().cloned() {
+    for peer in peers {
         goodbyes.spawn(tokio::time::timeout_at(deadline, async move {
             peer.flushed().await;
             peer.say_goodbye().await;

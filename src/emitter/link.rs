@@ -29,6 +29,9 @@ use super::EmitterState;
 /// How long a dial is waited for before the next address is dialled as well.
 const STAGGER: Duration = Duration::from_millis(250);
 
+/// The pause between two dials of the same address.
+const AGAIN_PAUSE: Duration = Duration::from_millis(50);
+
 /// What the task works with.
 pub(super) struct Link {
     pub(super) hub: Arc<Hub>,
@@ -86,6 +89,10 @@ impl Link {
             tracing::info!(node = %self.hub.id, peer = %id, reason = %error, "link down");
             self.state.send_replace(EmitterState::Searching);
             self.hub.event(Event::LinkDown { peer: id, reason: error.to_string() });
+            if error == LinkError::Duplicate {
+                // Two dials met at the node: it is there.
+                sleep(AGAIN_PAUSE).await;
+            }
             if error == LinkError::Left && !self.queue.has_parted() {
                 // It stopped without its last word, and does not come back.
                 self.last = self.last.take().map(|last| Last { incarnation: Incarnation(0), ..last });
@@ -121,9 +128,8 @@ impl Link {
             && !self.queue.has_parted()
         {
             // Only the same run can say what it has applied.
-            let tries = self.move_after.as_millis().div_ceil(STAGGER.as_millis());
-            let addrs = vec![last.addr; usize::try_from(tries).unwrap_or(usize::MAX).clamp(1, 1024)];
-            if let Ok(greeted) = self.race(addrs, self.move_after).await {
+            let addr = last.addr;
+            if let Some(greeted) = self.again(addr).await {
                 return greeted;
             }
         }
@@ -143,6 +149,25 @@ impl Link {
             let jitter = self.rng.random::<f64>();
             backoff.failed(&self.hub.config.link.dial_backoff, began, jitter);
             sleep(Duration::from_millis(backoff.next_ms.saturating_sub(began))).await;
+        }
+    }
+
+    /// Dials an address again and again, one dial at a time: a later one would replace the one before at the node.
+    async fn again(&mut self, addr: SocketAddr) -> Option<Greeted> {
+        let deadline = Instant::now() + self.move_after;
+        let one = self.hub.config.link.handshake_timeout / 5;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            match self.race(vec![addr], one.min(left)).await {
+                Ok(greeted) => return Some(greeted),
+                Err(failed) if failed.iter().any(|(_, error)| !matches!(error, LinkError::Lost(_))) => {
+                    return None;
+                }
+                Err(_) => sleep(AGAIN_PAUSE.min(left)).await,
+            }
         }
     }
 

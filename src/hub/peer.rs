@@ -98,8 +98,11 @@ pub(crate) struct PeerQueue {
     leaving: AtomicBool,
     /// The node has said its last word on the link of an emitter: nothing that comes after is applied.
     parted: AtomicBool,
-    /// The last counted frame from the peer that was applied here.
+    /// The last counted frame from the peer that was applied here; from an emitter, also at the nodes that need it.
     pub(crate) applied: AtomicU64,
+    /// The last one from an emitter that was applied here and passed on, and who waits for that.
+    pub(crate) relayed: AtomicU64,
+    pub(crate) relay_wake: Notify,
     /// The version of the peer's interest that is applied here.
     pub(crate) interest_held: AtomicU64,
     /// The version of this node's interest that the peer has applied.
@@ -172,6 +175,8 @@ impl PeerQueue {
             leaving: AtomicBool::new(false),
             parted: AtomicBool::new(false),
             applied: AtomicU64::new(0),
+            relayed: AtomicU64::new(0),
+            relay_wake: Notify::new(),
             interest_held: AtomicU64::new(0),
             interest_acked: AtomicU64::new(0),
             serving: Serving::default(),
@@ -291,13 +296,13 @@ impl PeerQueue {
 
     /// The peer has applied frames up to `seq`.
     pub(crate) fn ack(&self, seq: Seq) {
-        let freed = {
+        let moved = {
             let mut outbox = lock(&self.outbox);
-            let before = outbox.bytes();
+            let before = outbox.acked();
             outbox.ack(seq);
-            before != outbox.bytes()
+            before != outbox.acked()
         };
-        if freed {
+        if moved {
             self.space.notify_waiters();
         }
     }
@@ -325,7 +330,16 @@ impl PeerQueue {
 
     /// Waits until everything queued so far is acknowledged or given up.
     pub(crate) async fn caught_up(&self) {
-        let last = lock(&self.outbox).last();
+        self.reached(self.last()).await;
+    }
+
+    /// The number of the last frame that was queued.
+    pub(crate) fn last(&self) -> Seq {
+        lock(&self.outbox).last()
+    }
+
+    /// Waits until everything up to `last` is acknowledged or given up.
+    pub(crate) async fn reached(&self, last: Seq) {
         loop {
             let mut notified = std::pin::pin!(self.space.notified());
             notified.as_mut().enable();

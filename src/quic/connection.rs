@@ -17,6 +17,7 @@ use crate::error::LinkError;
 use crate::hub::Hub;
 use crate::hub::feed::InterestSnapshot;
 use crate::hub::peer::{PeerQueue, PeerRole};
+use crate::quic::guest;
 use crate::quic::handshake::{CloseCode, Greeted, connection_error};
 use crate::quic::reader::Reader;
 use crate::quic::short::{Path, read_datagrams, read_short_streams};
@@ -101,10 +102,14 @@ pub(crate) async fn run(
 
     // What was applied of another link may be counted from another memory of the peer: see `Reader::start`.
     peer.applied.store(0, Ordering::Release);
+    peer.relayed.store(0, Ordering::Release);
     let (resume_tx, resume_rx) = oneshot::channel();
     let signals = Arc::new(Signals::default());
     let mut tasks = JoinSet::new();
     let ends = Ends { peer: Arc::clone(&peer), hub: Arc::clone(&hub), host: Arc::clone(&host), signals };
+    if peer.role == PeerRole::Guest {
+        tasks.spawn(guest::confirm(ends.clone()));
+    }
     let read = Reader::new(reader, inbox, ends.clone(), resume_tx);
     let write = Writer::new(send, ends);
     let leaving = conn.clone();

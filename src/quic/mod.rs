@@ -2,6 +2,7 @@
 
 pub(crate) mod connection;
 pub mod endpoint;
+mod guest;
 pub(crate) mod handshake;
 mod reader;
 mod short;

@@ -113,7 +113,7 @@ impl Writer {
         // An emitter moves to another node and must know what is left for that one: the reader, which is in this task,
         // applies nothing more.
         self.peer.part(self.peer.role == PeerRole::Guest);
-        let seq = self.peer.applied.load(Ordering::Acquire);
+        let seq = self.peer.applied.load(Ordering::Acquire).max(self.peer.relayed.load(Ordering::Acquire));
         let interest = match self.peer.role {
             PeerRole::Guest => LAST_WORD,
             _ => self.peer.interest_held.load(Ordering::Acquire),

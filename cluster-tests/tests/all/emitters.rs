@@ -26,6 +26,7 @@ use serde_json::json;
 use smallvec::smallvec;
 use socketioxide::SocketIo;
 use socketioxide::extract::SocketRef;
+use tokio::time::Instant;
 
 const MESSAGES: u64 = 10_000;
 
@@ -245,6 +246,34 @@ async fn of_a_node_that_dies_nothing_comes_twice_and_what_may_be_missing_is_coun
         let missing = MESSAGES + 1 - recorder.count() as u64;
         assert!(missing <= lost, "{missing} are missing, {lost} were reported");
     }
+}
+
+/// The node has taken everything and passed on nothing, because the other one cannot be reached. Then it dies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dying_node_had_not_passed_on_is_reported() {
+    const COUNT: u64 = 100;
+    let setup = Setup::new("em-host");
+    let mut nodes = setup.formed(2).await;
+    let (here, there) = (Recorder::new(), Recorder::new());
+    let _members = [member(&nodes[0], &here, &["lobby"]), member(&nodes[1], &there, &["lobby"])];
+    rooms_known(&nodes, 1).await;
+    let seeds = [nodes[0].addr(), nodes[1].addr()];
+    let emitter = linked_to(&nodes[0], || builder_at(&setup, &seeds)).await;
+    nodes[1].gate.cut();
+    let began = Instant::now();
+    for number in 1..=COUNT {
+        emitter.of("/chat").to("lobby").emit_bytes(stamp("e", number)).unwrap();
+    }
+    eventually("the node has them", || here.has("e", COUNT)).await;
+    nodes.remove(0).kill().await;
+    // A node waits for the others for 2 s only.
+    let in_time = began.elapsed() < Duration::from_millis(1500);
+    nodes[0].gate.heal();
+    let lost = soon("a flush", emitter.flush()).await.map_or_else(|lost| lost.frames, |()| 0);
+    assert_eq!(there.count_from("e"), 0);
+    assert!(lost == COUNT || !in_time, "{lost} were reported");
+    emitter.of("/chat").to("lobby").emit_bytes(stamp("e", COUNT + 1)).unwrap();
+    eventually("later ones arrive", || there.has("e", COUNT + 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
