@@ -79,8 +79,9 @@ impl Link {
             count(&self.queue.counters.links, 1);
             connection::open(&greeted, &self.queue, Handle::current());
             tracing::info!(node = %self.hub.id, peer = %id, "linked");
-            self.state.send_replace(EmitterState::Linked(id.clone()));
+            // Who saw the state change has missed no later event.
             self.hub.event(Event::LinkUp { peer: id.clone(), incarnation });
+            self.state.send_replace(EmitterState::Linked(id.clone()));
             let (queue, hub) = (Arc::clone(&self.queue), Arc::clone(&self.hub));
             let error = connection::run(greeted, queue, hub, Arc::new(NoInterest)).await;
             if self.queue.leaves() {

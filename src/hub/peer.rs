@@ -310,16 +310,17 @@ impl PeerQueue {
     /// A link is up: where sending goes on.
     pub(crate) fn resume(&self, theirs: &Resume) -> Resumed {
         let resumed = lock(&self.outbox).resume(theirs);
-        self.space.notify_waiters();
         count(&self.counters.gap_sent, resumed.lost);
+        self.space.notify_waiters();
         resumed
     }
 
     /// The next link goes to another node: see [`Outbox::move_to`].
     pub(crate) fn move_to(&self, epoch: u64, untouched: bool) -> u64 {
         let lost = lock(&self.outbox).move_to(epoch, untouched);
-        self.space.notify_waiters();
+        // Who wakes finds it counted.
         count(&self.counters.gap_sent, lost);
+        self.space.notify_waiters();
         lost
     }
 
