@@ -46,15 +46,16 @@ use tokio::time::timeout;
 
 use crate::error::{IdError, StartError};
 use crate::event::Events;
-use crate::hub::Hub;
 use crate::hub::peer::PeerQueue;
+use crate::hub::{Hub, handlers};
 use crate::ids::NodeId;
 use crate::plain::Rooms;
 use crate::quic::tls::ClusterSecret;
 
+pub use crate::plain::{Gathered, SocketInfo};
 pub use builder::EmitterBuilder;
 pub use encode::Parser;
-pub use selection::{Answers, RemoteSocket, Selection};
+pub use selection::Selection;
 
 /// Publishes from a process that is no server. Cheap to clone; the last clone that is dropped closes the link at once, so
 /// call [`close`](Self::close) first to lose nothing. See [the module](self) for what is promised.
@@ -205,8 +206,7 @@ impl Emitter {
         name: &str,
         data: &T,
     ) -> Result<(), EmitterError> {
-        // The pseudo namespace of events that are for whole nodes.
-        self.of("!node").server_side_emit(name, data)
+        self.of(handlers::NODE).server_side_emit(name, data)
     }
 
     /// Waits until everything that was accepted before this call is applied: by the node of the link and by those that

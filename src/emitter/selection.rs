@@ -17,7 +17,7 @@ use crate::hub::Receipt;
 use crate::hub::guests::missing_from;
 use crate::hub::requests::{ANSWER_GRACE, Ask, Missing, MissingReason, Targets};
 use crate::ids::{Namespace, NodeId};
-use crate::plain::Rooms;
+use crate::plain::{Gathered, Rooms, SocketInfo};
 
 /// The bits in the flags of a frame.
 const BROADCAST: u8 = 0x02;
@@ -37,31 +37,6 @@ pub struct Selection<'e> {
     except: Vec<String>,
     volatile: bool,
     timeout: Duration,
-}
-
-/// What nodes answered, and which nodes are missing in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answers<T> {
-    /// What was asked for, of all nodes that answered.
-    pub value: T,
-    /// The nodes that did not, and why. The name is `cluster` when the link itself was lost or said nothing in time.
-    pub missing: Vec<Missing>,
-}
-
-/// A socket of a Socket.IO server, or a member of the plain API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct RemoteSocket {
-    /// Its node.
-    pub node: NodeId,
-    /// Its Socket.IO id, or the number of a member on that node.
-    pub id: String,
-    /// Its Socket.IO server; none for a member of the plain API.
-    pub server: Option<String>,
-    /// Its rooms, as far as the front tells.
-    pub rooms: Vec<String>,
-    /// What its server has set for it.
-    pub data: Vec<u8>,
 }
 
 impl<'e> Selection<'e> {
@@ -175,27 +150,26 @@ impl<'e> Selection<'e> {
         all.order(Op::ServerEvent, &[name], &data.into())
     }
 
-    /// The selected sockets and members.
+    /// The selected sockets and members. Of the answers, the nodes whose share is missing are named; `cluster` stands for
+    /// all when the link itself was lost or said nothing in time.
     ///
     /// # Errors
     /// [`EmitterError`]; then nobody was asked. Dropping the future gives up: nothing is kept for it anywhere.
-    pub async fn sockets(self) -> Result<Answers<Vec<RemoteSocket>>, EmitterError> {
+    pub async fn sockets(self) -> Result<Gathered<Vec<SocketInfo>>, EmitterError> {
         let mut sockets = Vec::new();
         let missing = self
             .ask(Op::Sockets, |node, list: Vec<SocketRecord>| {
-                sockets.extend(list.into_iter().map(|SocketRecord { id, server, rooms, data }| {
-                    RemoteSocket { node: node.clone(), id, server, rooms, data }
-                }));
+                sockets.extend(list.into_iter().map(|record| SocketInfo::new(node, record)));
             })
             .await?;
-        Ok(Answers { value: sockets, missing })
+        Ok(Gathered { value: sockets, missing })
     }
 
-    /// All rooms of the namespace, each with the number of its members on all nodes. What is selected makes no difference.
+    /// All rooms of the namespace by name, each with the number of its members on all nodes. What is selected makes no difference.
     ///
     /// # Errors
     /// As [`sockets`](Self::sockets).
-    pub async fn rooms(self) -> Result<Answers<BTreeMap<String, u64>>, EmitterError> {
+    pub async fn rooms(self) -> Result<Gathered<Vec<(String, u64)>>, EmitterError> {
         let mut rooms = BTreeMap::<String, u64>::new();
         let all = Self { everyone: true, rooms: Vec::new(), except: Vec::new(), ..self };
         let missing = all
@@ -206,17 +180,17 @@ impl<'e> Selection<'e> {
                 }
             })
             .await?;
-        Ok(Answers { value: rooms, missing })
+        Ok(Gathered { value: rooms.into_iter().collect(), missing })
     }
 
     /// How many sockets and members are selected.
     ///
     /// # Errors
     /// As [`sockets`](Self::sockets).
-    pub async fn count(self) -> Result<Answers<u64>, EmitterError> {
+    pub async fn count(self) -> Result<Gathered<u64>, EmitterError> {
         let mut count = 0u64;
         let missing = self.ask(Op::Count, |_, number: u64| count = count.saturating_add(number)).await?;
-        Ok(Answers { value: count, missing })
+        Ok(Gathered { value: count, missing })
     }
 
     fn broadcast(

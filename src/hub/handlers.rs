@@ -24,7 +24,7 @@ use crate::hub::{Attachment, Hub, Inbound, lock};
 use crate::ids::{Namespace, NodeId, RoomKey};
 
 /// The pseudo namespace of events for whole nodes. Socket.IO paths begin with `/`, so it cannot clash.
-const NODE: &str = "!node";
+pub(crate) const NODE: &str = "!node";
 /// The pseudo room that nodes with handlers are in, in each namespace. Whoever joins a room of this name gets nothing but
 /// frames that are not for it.
 const ROOM: &str = "\0server-events";

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use roomcast::emitter::{Answers, EmitterError, Selection};
+use roomcast::emitter::{EmitterError, Gathered, Selection};
 use roomcast::{ClusterSecret, Emitter, Parser};
 use serde_json::json;
 
@@ -77,7 +77,7 @@ async fn act(emitter: &Emitter, command: &ClusterCommand) -> Result<Output, Emit
         }
         Action::Rooms => rooms(selection, command.json).await,
         Action::Sockets { count: true } => {
-            let Answers { value, missing } = selection.count().await?;
+            let Gathered { value, missing } = selection.count().await?;
             Ok(Output {
                 text: format!("{value}\n"),
                 missing: missing.iter().map(ToString::to_string).collect(),
@@ -92,9 +92,10 @@ async fn act(emitter: &Emitter, command: &ClusterCommand) -> Result<Output, Emit
 }
 
 async fn rooms(selection: Selection<'_>, json: bool) -> Result<Output, EmitterError> {
-    let Answers { value, missing } = selection.rooms().await?;
+    let Gathered { value, missing } = selection.rooms().await?;
     let missing = missing.iter().map(ToString::to_string).collect();
     if json {
+        let value: std::collections::BTreeMap<_, _> = value.into_iter().collect();
         return Ok(Output { text: format!("{}\n", json!(value)), missing });
     }
     let rows: Vec<Vec<String>> =
@@ -105,7 +106,7 @@ async fn rooms(selection: Selection<'_>, json: bool) -> Result<Output, EmitterEr
 }
 
 async fn sockets(selection: Selection<'_>, json: bool) -> Result<Output, EmitterError> {
-    let Answers { mut value, missing } = selection.sockets().await?;
+    let Gathered { mut value, missing } = selection.sockets().await?;
     let missing = missing.iter().map(ToString::to_string).collect();
     value.sort_by(|a, b| (&a.node, &a.id).cmp(&(&b.node, &b.id)));
     let mut text = String::new();

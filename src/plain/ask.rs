@@ -64,7 +64,7 @@ pub struct SocketInfo {
 }
 
 impl SocketInfo {
-    fn new(node: &NodeId, record: SocketRecord) -> Self {
+    pub(crate) fn new(node: &NodeId, record: SocketRecord) -> Self {
         let SocketRecord { id, server, mut rooms, data } = record;
         rooms.sort_unstable();
         Self { node: node.clone(), id, server, rooms, data: data.into() }

@@ -1,5 +1,7 @@
 //! Emitters: processes that are no servers and publish to the whole cluster over one link.
 
+mod fronts;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::SocketAddr;
