@@ -119,6 +119,11 @@ impl Outbox {
         self.epoch
     }
 
+    /// The last number that is settled: acknowledged, or given up as lost. No frame up to it is sent again.
+    pub fn acked(&self) -> Seq {
+        self.acked
+    }
+
     /// The bytes held: not sent, or sent and not acknowledged.
     pub fn bytes(&self) -> usize {
         self.bytes

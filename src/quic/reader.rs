@@ -195,7 +195,8 @@ impl Reader {
                 }
             }
             Head::Received { seq, interest } => {
-                self.peer.ack(Seq(seq));
+                let acked = self.peer.ack(Seq(seq));
+                self.hub.orders_applied(&self.peer, acked);
                 self.peer.interest_applied(interest);
             }
             Head::Resume(resume) => {
