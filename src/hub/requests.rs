@@ -137,6 +137,17 @@ struct Waiting {
     waker: Option<Waker>,
 }
 
+impl Waiting {
+    /// Notes that the share of a node is missing; what was noted of it first counts. Returns whether that is new.
+    fn miss(&mut self, node: NodeId, reason: MissingReason) -> bool {
+        let is_new = self.missing.iter().all(|missing| missing.node != node);
+        if is_new {
+            self.missing.push(Missing { node, reason });
+        }
+        is_new
+    }
+}
+
 impl Waiter {
     fn change(&self, change: impl FnOnce(&mut Waiting)) {
         let waker = {
@@ -208,7 +219,9 @@ fn note(settled: Option<Settled<Arc<Waiter>>>, slot: PeerSlot, reason: Option<Mi
     let Some(Settled { waiter, last }) = settled else { return };
     waiter.change(|state| {
         let node = state.asked.iter().find(|(asked, _)| *asked == slot).map(|(_, node)| node.clone());
-        state.missing.extend(node.zip(reason).map(|(node, reason)| Missing { node, reason }));
+        if let Some((node, reason)) = node.zip(reason) {
+            state.miss(node, reason);
+        }
         state.over |= last;
     });
 }
@@ -269,11 +282,11 @@ impl Asked {
     }
 
     /// An answer could not be read: the share of its node counts as failed, whatever else it says.
-    pub(crate) fn unreadable(&self, answer: &Answer) {
-        let missing = Missing { node: answer.node.clone(), reason: MissingReason::Failed };
-        let mut state = lock(&self.waiter.state);
-        if !state.missing.contains(&missing) {
-            state.missing.push(missing);
+    pub(crate) fn unreadable(&self, answer: &Answer, error: &dyn std::error::Error) {
+        let is_new = lock(&self.waiter.state).miss(answer.node.clone(), MissingReason::Failed);
+        if is_new {
+            let (node, peer) = (&self.hub.id, &answer.node);
+            tracing::warn!(%node, %peer, %error, "dropped an answer of this node, which is unreadable");
         }
     }
 
@@ -309,9 +322,15 @@ impl Asked {
             }
         }
         let mut state = lock(&self.waiter.state);
-        let state = &mut *state;
-        let nodes = state.asked.iter().filter(|(slot, _)| owing.contains(slot));
-        state.missing.extend(nodes.map(|(_, node)| Missing { node: node.clone(), reason }));
+        let nodes: Vec<NodeId> = state
+            .asked
+            .iter()
+            .filter(|(slot, _)| owing.contains(slot))
+            .map(|(_, node)| node.clone())
+            .collect();
+        for node in nodes {
+            state.miss(node, reason);
+        }
         state.over = true;
     }
 }
@@ -447,6 +466,14 @@ impl Reply {
             inner.credit.try_acquire().map(tokio::sync::SemaphorePermit::forget).is_ok() && inner.send(body);
         if !sent {
             self.end_as(EndStatus::Failed);
+        }
+    }
+
+    /// As [`answer_now`](Self::answer_now), with a value.
+    pub(crate) fn answer_value<T: Serialize>(&self, value: &T) {
+        match encode_body(value) {
+            Ok(body) => self.answer_now(body),
+            Err(_) => self.end_as(EndStatus::Failed),
         }
     }
 
