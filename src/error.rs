@@ -56,6 +56,16 @@ pub enum AskError {
     NoRuntime,
 }
 
+/// The data for a member or socket is too long. Nothing was changed: what was set before stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("set data of {got} bytes: the limit is {limit}")]
+pub struct DataError {
+    /// The length given, in bytes.
+    pub got: usize,
+    /// The limit, in bytes: [`crate::config::LinkConfig::max_data_bytes`].
+    pub limit: usize,
+}
+
 /// Why a link was not made, or ended. The node lives on; a peer that is still a member is dialled again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {

@@ -54,7 +54,7 @@ pub mod status;
 pub use config::Config;
 pub use core::members::{Member as ClusterMember, MemberState};
 pub use emitter::{Emitter, EmitterBuilder, Parser};
-pub use error::{AskError, DropReason, IdError, StartError};
+pub use error::{AskError, DataError, DropReason, IdError, StartError};
 pub use event::{Event, Events, RoomEvent, RoomEvents};
 pub use hub::Receipt;
 pub use hub::cluster_rooms::RoomWatch;
@@ -62,7 +62,7 @@ pub use hub::requests::{Missing, MissingReason};
 pub use ids::{Incarnation, NodeId};
 pub use node::{Node, NodeBuilder};
 pub use plain::{
-    AckError, AckSender, Acks, DataError, Emit, EmitError, Gathered, Member, MemberAck, MemberId,
+    AckError, AckSender, Acks, Emit, EmitError, Gathered, Member, MemberAck, MemberId,
     NamespaceHandle as Namespace, Rooms, Sink, SocketInfo,
 };
 pub use quic::tls::ClusterSecret;

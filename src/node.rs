@@ -208,15 +208,24 @@ impl Node {
         NamespaceHandle::open(&self.inner.hub, &self.inner.namespaces, path.as_ref())
     }
 
-    /// Whether the node takes part in its cluster: it listens, does not leave, and has looked at its seeds once.
+    /// Whether the node takes part in its cluster: it listens, does not leave, has looked at its seeds once, and is not
+    /// refused because another process with its id is newer.
     pub fn is_ready(&self) -> bool {
         let seeds = self.inner.discovery.snapshot();
         // Discovery lists the seeds when it begins, which may be a moment after the start.
         let looked = seeds.len() == self.inner.seeds && seeds.iter().all(|seed| seed.rounds > 0);
-        *self.inner.state.borrow() == NodeState::Running && looked
+        *self.inner.state.borrow() == NodeState::Running && looked && self.conflict().is_none()
     }
 
-    /// Waits until [`is_ready`](Self::is_ready); for ever on a node that leaves before. Cancel safe.
+    /// Why the cluster refuses this node for another process with its id, by its own line in the list of members.
+    pub(crate) fn conflict(&self) -> Option<String> {
+        let members = self.inner.actors.members.borrow();
+        let own = members.iter().find(|member| member.id == *self.id())?;
+        own.conflict.as_ref().map(|conflict| conflict.reason(&own.id, own.incarnation))
+    }
+
+    /// Waits until [`is_ready`](Self::is_ready); for ever on a node that leaves before, or whose id stays taken. Cancel
+    /// safe.
     pub async fn ready(&self) {
         while !self.is_ready() {
             tokio::time::sleep(READY_CHECK).await;
@@ -230,6 +239,12 @@ impl Node {
     /// node knows at the time of the call. One whose link is down for the moment is waited for until it is back or is
     /// given up, so put a limit around it ([`tokio::time::timeout`]) where the wait must be short. The other side of a
     /// split cluster is given up like a dead node. Resolves at once on a node that has stopped.
+    ///
+    /// A peer that refuses this node's rooms because they are over its limits
+    /// ([`max_rooms_per_peer`](crate::config::LinkConfig::max_rooms_per_peer),
+    /// [`max_namespaces_per_peer`](crate::config::LinkConfig::max_namespaces_per_peer)) never hears of the join, and is
+    /// waited for until it is given up, which need not come: with different limits on the nodes of a cluster, always put a
+    /// limit around it.
     ///
     /// Cancel safe: nothing is kept of a future that is dropped.
     ///

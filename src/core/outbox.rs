@@ -119,6 +119,11 @@ impl Outbox {
         self.epoch
     }
 
+    /// The last number that is settled: acknowledged, or given up as lost. No frame up to it is sent again.
+    pub fn acked(&self) -> Seq {
+        self.acked
+    }
+
     /// The bytes held: not sent, or sent and not acknowledged.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -290,11 +295,6 @@ impl Outbox {
     /// The last number given out.
     pub fn last(&self) -> Seq {
         self.last
-    }
-
-    /// The last number that is acknowledged, or given up.
-    pub fn acked(&self) -> Seq {
-        self.acked
     }
 
     /// Gives up frames that were pushed before `before_ms`; returns how many. For a peer without a link.

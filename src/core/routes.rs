@@ -5,6 +5,7 @@
 //! is left out only when it is known not to want the frame, at every moment and under every interleaving.
 
 mod draft;
+mod hints;
 mod mask;
 mod table;
 
@@ -14,11 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 
 use self::draft::{Draft, Gathering, Peer, Writer, sorted};
+use self::hints::Hints;
 pub use self::mask::PeerMask;
 use self::mask::place;
 use self::table::Table;
 use super::interest::{InterestChange, InterestDelta, NsMap, RoomMode, room_digest};
-use crate::ids::{Namespace, PeerSlot, RoomKey};
+use crate::ids::{Namespace, PeerSlot, RoomKey, Seq};
 
 /// Limits of [`Routes`]: what one peer can make this node hold.
 #[derive(Clone, Debug)]
@@ -92,6 +94,8 @@ pub struct PeerCounts {
 ///   [`snapshot_chunk`](Self::snapshot_chunk), [`snapshot_end`](Self::snapshot_end); then
 ///   [`apply_delta`](Self::apply_delta). What a command did is visible to every lookup that starts after it
 ///   returned.
+/// - Commands, from any thread: [`expect`](Self::expect) rooms of a peer before it advertises them,
+///   [`applied`](Self::applied), [`expect_nothing`](Self::expect_nothing).
 /// - Lookups, from any thread: [`lookup`](Self::lookup).
 /// - Getters: the rest. They wait for a command that runs at the time: for status, not for emits.
 ///
@@ -101,6 +105,8 @@ pub struct PeerCounts {
 pub struct Routes {
     config: RoutesConfig,
     table: ArcSwap<Table>,
+    /// What peers are about to advertise.
+    hints: Hints,
     /// Counts removals in place, before each: see [`Routes::lookup`].
     removals: AtomicU64,
     /// Counts the commands that are done: as long as it stays, every lookup gives what it gave.
@@ -114,6 +120,7 @@ impl Routes {
         Self {
             config,
             table: ArcSwap::default(),
+            hints: Hints::default(),
             removals: AtomicU64::new(0),
             edits: AtomicU64::new(0),
             writer: Mutex::default(),
@@ -243,8 +250,8 @@ impl Routes {
     }
 
     /// Fills `out` with the peers that need a frame for any of the rooms (none given: for everyone in the
-    /// namespace): all that are unknown, that have the namespace as flood, or that hold one of the rooms.
-    /// What `out` held is dropped.
+    /// namespace): all that are unknown, that have the namespace as flood, that hold one of the rooms, or that
+    /// are [expected](Self::expect) to. What `out` held is dropped.
     ///
     /// With several rooms, a peer that moves from one to another could be looked for in each at the wrong
     /// time. So a lookup that saw a removal begin starts again, and after a few times settles for all peers
@@ -254,6 +261,8 @@ impl Routes {
         out.clear();
         let everyone = [ns.everyone()];
         let rooms = if rooms.is_empty() { &everyone } else { rooms };
+        // Before the table: what is expected no longer is in the table by then.
+        self.hints.collect(rooms, out);
         let table = self.table.load();
         if rooms.len() == 1 {
             return table.collect(ns, rooms, out);
@@ -264,9 +273,39 @@ impl Routes {
             if self.removals.load(Ordering::Acquire) == before {
                 return;
             }
-            out.clear();
         }
         table.collect_present(ns, out);
+    }
+
+    /// The frame `order` for a peer makes members of its join these rooms, so what is held of it is out of date: it counts
+    /// as having the rooms until [`applied`](Self::applied) says otherwise. Does nothing for a peer that is not there
+    /// any more: `is_there` is asked once, and not while [`expect_nothing`](Self::expect_nothing) runs. Takes a lock that
+    /// no lookup waits for.
+    pub fn expect(&self, slot: PeerSlot, rooms: &[RoomKey], order: Seq, is_there: impl FnOnce() -> bool) {
+        if self.hints.add(slot, rooms, order, is_there) {
+            self.edits.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The peer has applied everything up to the frame `applied`. To be called again and again: when `margin_ms` have
+    /// passed since it was first called for an order, the peer has advertised what its members joined, and the rooms of
+    /// that order are expected no longer.
+    pub fn applied(&self, slot: PeerSlot, applied: Seq, now_ms: u64, margin_ms: u64) {
+        if self.hints.applied(slot, applied, now_ms, margin_ms) {
+            self.edits.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Nothing is expected of the peer any more, because it is gone.
+    pub fn expect_nothing(&self, slot: PeerSlot) {
+        if self.hints.forget(slot) {
+            self.edits.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// What is expected: the number of rooms and peers in pairs, at most (rooms that share a place count once).
+    pub fn expected(&self) -> usize {
+        self.hints.len()
     }
 
     /// Fills `out` with the peers of which it is not known that they lack the namespace. What `out` held is dropped.

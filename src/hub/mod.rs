@@ -354,7 +354,7 @@ impl Hub {
                 let outcome = match (fits, volatile) {
                     (false, _) => Err(DropReason::TooLarge),
                     (true, true) => peer.send_volatile(scratch, payload),
-                    (true, false) => peer.push(scratch, payload, || self.now_ms()),
+                    (true, false) => peer.push(scratch, payload, || self.now_ms()).map(drop),
                 };
                 match outcome {
                     Ok(()) => receipt.queued += 1,
@@ -539,6 +539,7 @@ impl Hub {
         let owed = peer.close();
         // After the close: a question that was queued until then is among those that are settled here.
         self.requests.gone(peer.slot, MissingReason::Left);
+        self.routes.expect_nothing(peer.slot);
         owed
     }
 

@@ -189,29 +189,29 @@ impl PeerQueue {
         Self { role, ..self }
     }
 
-    /// Queues a frame; its bytes are copied or shared, never changed.
+    /// Queues a frame; its bytes are copied or shared, never changed. Returns its number.
     pub(crate) fn push(
         &self,
         head: &[u8],
         payload: &Bytes,
         now_ms: impl FnOnce() -> u64,
-    ) -> Result<(), DropReason> {
-        let had_unsent = {
+    ) -> Result<Seq, DropReason> {
+        let (had_unsent, seq) = {
             let mut outbox = lock(&self.outbox);
             // Under the lock: what is pushed before a close is counted by the close.
             if self.closed.load(Ordering::Acquire) {
                 return Err(DropReason::PeerGone);
             }
             let had_unsent = outbox.has_unsent();
-            outbox.push_at(head, payload, now_ms)?;
+            let seq = outbox.push_at(head, payload, now_ms)?;
             // Under the lock, so nobody else counts.
             count_alone(&self.counters.frames_sent, 1);
-            had_unsent
+            (had_unsent, seq)
         };
         if !had_unsent {
             self.wake.notify_one();
         }
-        Ok(())
+        Ok(seq)
     }
 
     /// Sends a frame now, or not at all.
@@ -294,17 +294,18 @@ impl PeerQueue {
         lock(&self.outbox).take(max_bytes, out)
     }
 
-    /// The peer has applied frames up to `seq`.
-    pub(crate) fn ack(&self, seq: Seq) {
-        let moved = {
+    /// The peer has applied frames up to `seq`. Returns up to where it owes no more acknowledgements.
+    pub(crate) fn ack(&self, seq: Seq) -> Seq {
+        let (moved, acked) = {
             let mut outbox = lock(&self.outbox);
             let before = outbox.acked();
             outbox.ack(seq);
-            before != outbox.acked()
+            (before != outbox.acked(), outbox.acked())
         };
         if moved {
             self.space.notify_waiters();
         }
+        acked
     }
 
     /// A link is up: where sending goes on.
@@ -358,6 +359,11 @@ impl PeerQueue {
             self.space.notify_waiters();
         }
         expired
+    }
+
+    /// Whether everything was given up.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Gives up everything, for good. Returns how many frames the peer was still owed.

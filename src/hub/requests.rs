@@ -29,11 +29,16 @@ use crate::core::routes::PeerMask;
 use crate::error::DropReason;
 use crate::hub::peer::{PeerQueue, PeerRole, count};
 use crate::hub::{Hub, Receipt, cluster_rooms, lock};
-use crate::ids::{Namespace, NodeId, PeerSlot, RoomKey};
+use crate::ids::{Namespace, NodeId, PeerSlot, RoomKey, Seq};
 
 /// How much longer than its timeout a question waits for the answers of other nodes: those apply the timeout, too, and
 /// what they say at its end has to get here.
 pub(crate) const ANSWER_GRACE: Duration = Duration::from_millis(500);
+/// How much longer than an interest tick rooms are expected of a peer that has applied an order to join them. A peer
+/// whose registry stands still for longer while its link works is missed; a longer margin costs unneeded frames.
+const ORDER_MARGIN: Duration = Duration::from_secs(2);
+/// The parts of a list that a node may send before they are taken here.
+pub(crate) const LIST_CREDIT: u32 = 16;
 /// Answers up to this size are copied out of the buffer of the link, which they would keep whole.
 const COPY_BYTES: usize = 4096;
 
@@ -132,6 +137,17 @@ struct Waiting {
     waker: Option<Waker>,
 }
 
+impl Waiting {
+    /// Notes that the share of a node is missing; what was noted of it first counts. Returns whether that is new.
+    fn miss(&mut self, node: NodeId, reason: MissingReason) -> bool {
+        let is_new = self.missing.iter().all(|missing| missing.node != node);
+        if is_new {
+            self.missing.push(Missing { node, reason });
+        }
+        is_new
+    }
+}
+
 impl Waiter {
     fn change(&self, change: impl FnOnce(&mut Waiting)) {
         let waker = {
@@ -203,7 +219,9 @@ fn note(settled: Option<Settled<Arc<Waiter>>>, slot: PeerSlot, reason: Option<Mi
     let Some(Settled { waiter, last }) = settled else { return };
     waiter.change(|state| {
         let node = state.asked.iter().find(|(asked, _)| *asked == slot).map(|(_, node)| node.clone());
-        state.missing.extend(node.zip(reason).map(|(node, reason)| Missing { node, reason }));
+        if let Some((node, reason)) = node.zip(reason) {
+            state.miss(node, reason);
+        }
         state.over |= last;
     });
 }
@@ -264,11 +282,11 @@ impl Asked {
     }
 
     /// An answer could not be read: the share of its node counts as failed, whatever else it says.
-    pub(crate) fn unreadable(&self, answer: &Answer) {
-        let missing = Missing { node: answer.node.clone(), reason: MissingReason::Failed };
-        let mut state = lock(&self.waiter.state);
-        if !state.missing.contains(&missing) {
-            state.missing.push(missing);
+    pub(crate) fn unreadable(&self, answer: &Answer, error: &dyn std::error::Error) {
+        let is_new = lock(&self.waiter.state).miss(answer.node.clone(), MissingReason::Failed);
+        if is_new {
+            let (node, peer) = (&self.hub.id, &answer.node);
+            tracing::warn!(%node, %peer, %error, "dropped an answer of this node, which is unreadable");
         }
     }
 
@@ -304,9 +322,15 @@ impl Asked {
             }
         }
         let mut state = lock(&self.waiter.state);
-        let state = &mut *state;
-        let nodes = state.asked.iter().filter(|(slot, _)| owing.contains(slot));
-        state.missing.extend(nodes.map(|(_, node)| Missing { node: node.clone(), reason }));
+        let nodes: Vec<NodeId> = state
+            .asked
+            .iter()
+            .filter(|(slot, _)| owing.contains(slot))
+            .map(|(_, node)| node.clone())
+            .collect();
+        for node in nodes {
+            state.miss(node, reason);
+        }
         state.over = true;
     }
 }
@@ -442,6 +466,14 @@ impl Reply {
             inner.credit.try_acquire().map(tokio::sync::SemaphorePermit::forget).is_ok() && inner.send(body);
         if !sent {
             self.end_as(EndStatus::Failed);
+        }
+    }
+
+    /// As [`answer_now`](Self::answer_now), with a value.
+    pub(crate) fn answer_value<T: Serialize>(&self, value: &T) {
+        match encode_body(value) {
+            Ok(body) => self.answer_now(body),
+            Err(_) => self.end_as(EndStatus::Failed),
         }
     }
 
@@ -616,7 +648,7 @@ impl Hub {
     }
 
     /// Orders something of other nodes, and of this one where `here` says so. Nobody waits for it. Names that are no peers
-    /// are among what was dropped.
+    /// are among what was dropped. From now on this node supposes those in a room whose members it orders to join it.
     pub(crate) fn order(
         self: &Arc<Self>,
         targets: Targets<'_>,
@@ -631,12 +663,23 @@ impl Hub {
         let (peers, strangers) = self.select(targets);
         let mut receipt = Receipt { targeted: peers.len() + strangers.len(), ..Receipt::default() };
         if !peers.is_empty() {
-            let dropped = self.push_all(&peers, &Head::Request(head.clone()), payload);
+            let joined = joined(head);
+            let frame = Head::Request(head.clone());
+            let dropped = self.push_noting(&peers, &frame, payload, |peer, order| {
+                self.routes.expect(peer.slot, &joined, order, || !peer.is_closed());
+            });
             receipt.queued = peers.len() - dropped.len();
             receipt.dropped = dropped.into_iter().map(|(peer, reason)| (peer.id.clone(), reason)).collect();
         }
         receipt.dropped.extend(strangers.into_iter().map(|node| (node, DropReason::PeerGone)));
         receipt
+    }
+
+    /// A peer has applied everything up to a frame: what orders of this node made members of it join is known soon.
+    pub(crate) fn orders_applied(&self, peer: &PeerQueue, applied: Seq) {
+        let margin = self.config.link.interest_tick.saturating_add(ORDER_MARGIN);
+        let margin_ms = u64::try_from(margin.as_millis()).unwrap_or(u64::MAX);
+        self.routes.applied(peer.slot, applied, self.now_ms(), margin_ms);
     }
 
     /// A request of a peer. Runs on the task that reads the link: must not wait.
@@ -713,13 +756,30 @@ impl Hub {
         head: &Head<'_>,
         payload: &Bytes,
     ) -> Vec<(&'p Arc<PeerQueue>, DropReason)> {
+        self.push_noting(peers, head, payload, |_, _| {})
+    }
+
+    /// As [`push_all`](Self::push_all); says the number of the frame for each peer that gets it.
+    fn push_noting<'p>(
+        &self,
+        peers: &'p [Arc<PeerQueue>],
+        head: &Head<'_>,
+        payload: &Bytes,
+        queued: impl Fn(&PeerQueue, Seq),
+    ) -> Vec<(&'p Arc<PeerQueue>, DropReason)> {
         let mut encoded = BytesMut::new();
         let fits = encode_head(head, payload.len(), &mut encoded).is_ok()
             && encoded.len() + payload.len() <= self.limits.max_frame_bytes + LENGTH_BYTES;
         let push = |peer: &'p Arc<PeerQueue>| {
             let pushed =
                 if fits { peer.push(&encoded, payload, || self.now_ms()) } else { Err(DropReason::TooLarge) };
-            let reason = pushed.err()?;
+            let reason = match pushed {
+                Ok(seq) => {
+                    queued(peer, seq);
+                    return None;
+                }
+                Err(reason) => reason,
+            };
             count(&self.counters.drops, 1);
             peer.count_drop(reason);
             Some((peer, reason))
@@ -741,6 +801,15 @@ impl Hub {
             let _ = self.push_to(&peer, head, &Bytes::new());
         }
     }
+}
+
+/// The rooms that an order makes members join; none when it is another order.
+fn joined(order: &RequestHead<'_>) -> SmallVec<[RoomKey; 4]> {
+    // A path that is none is on no node.
+    let Some(ns) = (order.op == Op::Join).then(|| Namespace::new(order.to.ns).ok()).flatten() else {
+        return SmallVec::new();
+    };
+    order.names.iter().map(|room| ns.room(room)).collect()
 }
 
 /// What is asked about nobody in particular: everything in a namespace.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{MemberId, Sink};
 use crate::core::frame::{ANSWER_BYTES, AckFailure, Acknowledged};
-use crate::hub::requests::{Asked, Missing, MissingReason, Reply, Unwanted};
+use crate::hub::requests::{Asked, Missing, Reply, Unwanted};
 use crate::ids::NodeId;
 
 /// What an answer has beside the acknowledgement, at most, in bytes.
@@ -72,13 +72,11 @@ pub struct Acks {
     asked: Asked,
     /// What came in one answer and is not taken yet.
     came: VecDeque<MemberAck>,
-    /// Nodes whose answers could not be read.
-    unreadable: Vec<Missing>,
 }
 
 impl Acks {
     pub(super) fn new(asked: Asked) -> Self {
-        Self { asked, came: VecDeque::new(), unreadable: Vec::new() }
+        Self { asked, came: VecDeque::new() }
     }
 
     /// The next acknowledgement; none when it has ended. Cancel safe.
@@ -93,14 +91,14 @@ impl Acks {
                 return Poll::Ready(Some(ack));
             }
             let Some(answer) = ready!(self.asked.poll_next(cx)) else { return Poll::Ready(None) };
-            let node = answer.node;
-            let ack = |member, result| MemberAck { node: node.clone(), member: MemberId(member), result };
+            let ack =
+                |member, result| MemberAck { node: answer.node.clone(), member: MemberId(member), result };
             match Acknowledged::decode(&answer.body) {
                 Ok(Acknowledged::Given(member, given)) => self.came.push_back(ack(member, Ok(given))),
                 Ok(Acknowledged::Failed(why, members)) => {
                     self.came.extend(members.into_iter().map(|member| ack(member, Err(why.into()))));
                 }
-                Err(_) => note_unreadable(&mut self.unreadable, node),
+                Err(error) => self.asked.unreadable(&answer, &error),
             }
         }
     }
@@ -108,31 +106,13 @@ impl Acks {
     /// The nodes whose share is missing so far, and why; complete when [`next`](Self::next) has returned none. What
     /// came from them before that counts.
     pub fn missing(&self) -> Vec<Missing> {
-        merged(self.asked.missing(), &self.unreadable)
+        self.asked.missing()
     }
 }
 
 impl fmt::Debug for Acks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acks").field("missing", &self.missing()).finish_non_exhaustive()
-    }
-}
-
-/// Each node once.
-pub(super) fn merged(mut missing: Vec<Missing>, unreadable: &[Missing]) -> Vec<Missing> {
-    for more in unreadable {
-        if missing.iter().all(|missing| missing.node != more.node) {
-            missing.push(more.clone());
-        }
-    }
-    missing
-}
-
-/// Notes once that a node's answers are none.
-pub(super) fn note_unreadable(missing: &mut Vec<Missing>, node: NodeId) {
-    if missing.iter().all(|missing| missing.node != node) {
-        tracing::warn!(peer = %node, "an answer of this node is unreadable");
-        missing.push(Missing { node, reason: MissingReason::Failed });
     }
 }
 

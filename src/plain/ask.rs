@@ -8,15 +8,12 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tokio::runtime::Handle;
 
-use super::acks::{merged, note_unreadable};
 use super::{Acks, Emit, MemberId, NamespaceHandle};
 use crate::core::frame::{Op, RoomRecord, SocketRecord, decode_body};
 use crate::error::AskError;
-use crate::hub::requests::{Ask, Asked, Missing};
+use crate::hub::requests::{Ask, Asked, LIST_CREDIT, Missing};
 use crate::ids::NodeId;
 
-/// The parts of a list that a node may send before they are taken here.
-const LIST_CREDIT: u32 = 16;
 /// The acknowledgements that a node may send before they are taken here.
 const ACK_CREDIT: u32 = 256;
 
@@ -168,14 +165,13 @@ impl Emit<'_> {
     {
         let timeout = self.timeout.unwrap_or(self.inner.hub().config.link.request_timeout);
         let mut asked = self.ask(op, timeout, LIST_CREDIT, &Bytes::new())?;
-        let mut unreadable = Vec::new();
         while let Some(answer) = asked.next().await {
             match decode_body(&answer.body) {
                 Ok(part) => take(&answer.node, part),
-                Err(_) => note_unreadable(&mut unreadable, answer.node),
+                Err(error) => asked.unreadable(&answer, &error),
             }
         }
-        Ok(merged(asked.missing(), &unreadable))
+        Ok(asked.missing())
     }
 
     fn ask(&self, op: Op, timeout: Duration, credit: u32, message: &Bytes) -> Result<Asked, AskError> {

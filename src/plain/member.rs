@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::crowd::{Entry, Joined};
 use super::{Emit, Inner, NamespaceHandle, Rooms, Sink};
-use crate::error::IdError;
+use crate::error::{DataError, IdError};
 use crate::hub::lock;
 
 /// The number of a member, unique in its namespace on this node while the namespace is open. Not unique in the cluster.
@@ -18,16 +18,6 @@ impl fmt::Display for MemberId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
-}
-
-/// User-set data that is over the limit. Nothing was changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("set data of {got} bytes: the limit is {limit}")]
-pub struct DataError {
-    /// The length given, in bytes.
-    pub got: usize,
-    /// The limit: [`crate::config::LinkConfig::max_data_bytes`].
-    pub limit: usize,
 }
 
 /// One client that is connected to a namespace on this node. Dropping it leaves its rooms and disconnects it.

@@ -41,7 +41,7 @@ use crowd::{Entry, Locals};
 pub use acks::{AckError, AckSender, Acks, MemberAck};
 pub use ask::{Gathered, SocketInfo};
 pub use emit::{Emit, EmitError, Rooms};
-pub use member::{DataError, Member, MemberId};
+pub use member::{Member, MemberId};
 
 /// Takes the messages for one member.
 ///

@@ -8,7 +8,6 @@ use smallvec::{SmallVec, smallvec};
 use super::emit::borrowed;
 use super::{Emit, EmitError, Rooms};
 use crate::core::frame::{BroadcastHead, MAX_ROOMS, Op, PayloadKind, RequestHead};
-use crate::error::DropReason;
 use crate::hub::Receipt;
 use crate::hub::requests::Targets;
 
@@ -19,7 +18,8 @@ pub(super) const BROADCAST: u8 = 0x02;
 impl<'a> Emit<'a> {
     /// Makes the selected members, here and elsewhere, members of these rooms; Socket.IO sockets, too. Those here are
     /// when this returns. Never waits for other nodes: they do it in the order in which they get everything else from
-    /// this node. A room counts for messages from elsewhere as soon as other nodes have heard of it, as after any join.
+    /// this node, so that messages from this node to the room reach them from now on. For messages from elsewhere it counts
+    /// as soon as other nodes have heard of it, as after any join.
     ///
     /// ```no_run
     /// # fn doc(chat: &roomcast::Namespace) -> Result<(), roomcast::EmitError> {
@@ -74,13 +74,7 @@ impl<'a> Emit<'a> {
         let socket = self.socket();
         let head = self.request_head(op, 0, names, socket.as_deref());
         let hub = self.inner.hub();
-        let receipt = self.with_targets(|targets, here| hub.order(targets, &head, message, here));
-        match &self.only {
-            Some((node, _)) if receipt.targeted == 0 && !self.local && *node != hub.id => {
-                Receipt { targeted: 1, queued: 0, dropped: vec![(node.clone(), DropReason::PeerGone)] }
-            }
-            _ => receipt,
-        }
+        self.with_targets(|targets, here| hub.order(targets, &head, message, here))
     }
 
     /// Who is asked: which other nodes, and whether this one.

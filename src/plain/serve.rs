@@ -2,7 +2,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashSet;
@@ -13,9 +12,7 @@ use super::crowd::Entry;
 use super::member::Here;
 use super::order::BROADCAST;
 use super::{Inner, MemberId};
-use crate::core::frame::{
-    EndStatus, Op, PayloadKind, RequestHead, RoomRecord, SocketRecord, encode_body, parts,
-};
+use crate::core::frame::{EndStatus, Op, PayloadKind, RequestHead, RoomRecord, SocketRecord, parts};
 use crate::hub::lock;
 use crate::hub::requests::{Reply, Request};
 use crate::ids::NodeId;
@@ -71,24 +68,15 @@ impl Inner {
                 }
             }),
             Op::Rooms => reply.answer_list(parts(self.rooms_of(&who), String::len)),
-            Op::Sockets => {
-                let size = |record: &SocketRecord| {
-                    let rooms: usize = record.rooms.iter().map(|room| room.len() + 3).sum();
-                    record.id.len() + record.data.len() + rooms
-                };
-                reply.answer_list(parts(self.records(&who), size));
-            }
-            Op::Count => match encode_body(&self.count(&who)) {
-                Ok(body) => reply.answer_now(body),
-                Err(_) => reply.end_as(EndStatus::Failed),
-            },
+            Op::Sockets => reply.answer_list(parts(self.records(&who), SocketRecord::size)),
+            Op::Count => reply.answer_value(&self.count(&who)),
             Op::RoomSizes => {
                 let record = |(room, members): (&str, usize)| RoomRecord {
                     room: room.to_owned(),
                     members: members as u64,
                 };
                 let rooms: Vec<RoomRecord> = self.read().rooms().map(record).collect();
-                reply.answer_list(parts(rooms, |record| record.room.len() + 8));
+                reply.answer_list(parts(rooms, RoomRecord::size));
             }
             // Not of members.
             Op::ServerEvent | Op::WatchRooms => {}
@@ -105,10 +93,7 @@ impl Inner {
             return;
         }
         let Ok(runtime) = Handle::try_current() else { return reply.end_as(EndStatus::Failed) };
-        let timeout = match request.head.timeout_ms {
-            0 => None,
-            ms => Some(Duration::from_millis(ms.into())),
-        };
+        let timeout = request.head.timeout();
         let limit = self.hub().limits.max_frame_bytes;
         let collector = Collector::new(entries.iter().map(|entry| entry.id), timeout, limit);
         let senders: Vec<_> = entries.iter().map(|entry| collector.sender(entry.id)).collect();

@@ -205,11 +205,14 @@ impl Reader {
                 }
             }
             Head::Received { seq, interest } => {
-                self.peer.ack(Seq(seq));
-                if self.peer.role == PeerRole::Host {
-                    self.peer.part(interest == LAST_WORD);
-                } else {
-                    self.peer.interest_applied(interest);
+                let acked = self.peer.ack(Seq(seq));
+                match self.peer.role {
+                    PeerRole::Host => self.peer.part(interest == LAST_WORD),
+                    PeerRole::Guest => {}
+                    PeerRole::Member => {
+                        self.hub.orders_applied(&self.peer, acked);
+                        self.peer.interest_applied(interest);
+                    }
                 }
             }
             Head::Resume(resume) => {

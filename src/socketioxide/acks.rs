@@ -14,7 +14,6 @@ use socketioxide_core::adapter::{AckStreamItem, SocketEmitter};
 
 use super::inbound::{Unreadable, value};
 use super::outbound::encode;
-use super::request::unreadable;
 use crate::core::frame::{EndStatus, FrameError, PayloadKind, decode_body, encode_body};
 use crate::hub::requests::{Asked, Reply};
 
@@ -79,7 +78,7 @@ impl<E: SocketEmitter> AckStream<E> {
             };
             match read(&answer.body, self.kind) {
                 Ok(item) => return Poll::Ready(Some(item)),
-                Err(error) => unreadable(asked, &answer, &error),
+                Err(error) => asked.unreadable(&answer, &error),
             }
         }
     }

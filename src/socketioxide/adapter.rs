@@ -317,7 +317,8 @@ impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
     }
 
     /// Makes the selected sockets members of rooms: those here at once, those on other nodes in order with what is sent
-    /// there. Waits for nobody; a full queue counts as a drop.
+    /// there, so that what this server emits to these rooms from then on reaches them. Waits for nobody; a full queue counts
+    /// as a drop.
     ///
     /// # Errors
     /// An [`Error`] when the order can go to no other node. Sockets here are members.

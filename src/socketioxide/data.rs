@@ -6,17 +6,8 @@ use std::sync::{Arc, Mutex, Weak};
 use bytes::Bytes;
 use socketioxide_core::Sid;
 
+use crate::error::DataError;
 use crate::hub::lock;
-
-/// The value is too long for [`Socket::set_data`](super::Socket::set_data). The socket keeps the one that it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("set {bytes} bytes of data for a socket: the limit is {limit}")]
-pub struct DataError {
-    /// The length given.
-    pub bytes: usize,
-    /// [`crate::config::LinkConfig::max_data_bytes`].
-    pub limit: usize,
-}
 
 /// The values of the sockets of one namespace here.
 pub(super) struct DataTable {
@@ -38,8 +29,8 @@ impl DataTable {
     }
 
     /// Checks the length of a value.
-    pub(super) fn check(&self, bytes: usize) -> Result<(), DataError> {
-        if bytes > self.limit { Err(DataError { bytes, limit: self.limit }) } else { Ok(()) }
+    pub(super) fn check(&self, got: usize) -> Result<(), DataError> {
+        if got > self.limit { Err(DataError { got, limit: self.limit }) } else { Ok(()) }
     }
 
     /// The value of a socket; empty when none was set.
@@ -104,7 +95,7 @@ mod tests {
     #[test]
     fn a_value_goes_with_its_socket_and_not_with_the_next_of_the_same_id() {
         let table = DataTable::new(4);
-        assert_eq!((table.check(4), table.check(5)), (Ok(()), Err(DataError { bytes: 5, limit: 4 })));
+        assert_eq!((table.check(4), table.check(5)), (Ok(()), Err(DataError { got: 5, limit: 4 })));
         let sid = Sid::new();
         let first = table.of(sid, || None, drop);
         first.set(Bytes::from_static(b"one"));

@@ -1,4 +1,4 @@
-//! Receipts of broadcasts, which socketioxide's `emit` has no place for.
+//! Receipts of broadcasts and orders, which the results of socketioxide have no place for.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -11,11 +11,12 @@ thread_local! {
     static COLLECTED: RefCell<Option<Receipt>> = const { RefCell::new(None) };
 }
 
-/// Runs a future and tells what became of the broadcasts in it, as far as this node can tell: for how many other nodes
-/// they were, and which of these do not have them in their queues and why.
+/// Runs a future and tells what became of the broadcasts and orders (`join`, `leave` and `disconnect` of sockets anywhere)
+/// in it, as far as this node can tell: for how many other nodes they were, and which of these do not have them in their
+/// queues and why.
 ///
-/// Several broadcasts are added up: a node that two of them are for counts twice, and `dropped` is one list. What is sent by
-/// tasks that the future spawns is not seen. A receipt inside another counts for both. Nothing waits for a peer.
+/// Several are added up: a node that two of them are for counts twice, and `dropped` is one list. What is sent by tasks that
+/// the future spawns is not seen. A receipt inside another counts for both. Nothing waits for a peer.
 ///
 /// Dropping the future drops its receipt, not what was sent.
 ///

@@ -15,16 +15,13 @@ use socketioxide_core::packet::Packet;
 
 use super::acks::AckStream;
 use super::adapter::RoomcastAdapter;
-use super::answers;
 use super::outbound::{Outgoing, Target, encode};
 use super::{Error, RoomcastAdapterCtr as State};
+use super::{answers, receipt};
 use crate::core::frame::{BroadcastHead, MAX_ROOMS, Op, RequestHead, SocketRecord, decode_body};
 use crate::error::DropReason;
-use crate::hub::requests::{Answer, Ask, Asked, Missing, MissingReason, Targets};
+use crate::hub::requests::{Ask, Asked, LIST_CREDIT, Missing, MissingReason, Targets};
 use crate::ids::{Namespace, RoomKey};
-
-/// How many parts of a list (32 KiB each) one node sends ahead.
-const LIST_CREDIT: u32 = 16;
 
 impl<E: SocketEmitter> RoomcastAdapter<E> {
     /// Makes the selected sockets members of rooms: those here at once, others by order.
@@ -118,7 +115,9 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
         let head = request(op, names, self.head(opts));
         let receipt = self.state().hub.order(Targets::Rooms(ns, &keys), &head, &Bytes::new(), false);
         // Full queues and the like are counted by the hub; an order that can never be sent is the caller's to know.
-        self.check_size(receipt.dropped.iter().any(|(_, reason)| *reason == DropReason::TooLarge), 0)
+        let refused = receipt.dropped.iter().any(|(_, reason)| *reason == DropReason::TooLarge);
+        receipt::collect(receipt);
+        self.check_size(refused, 0)
     }
 
     /// Asks the nodes that may have such sockets for lists.
@@ -137,7 +136,7 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
         while let Some(answer) = asked.next().await {
             match decode_body::<Vec<T>>(&answer.body) {
                 Ok(list) => list.into_iter().for_each(&mut each),
-                Err(error) => unreadable(&asked, &answer, &error),
+                Err(error) => asked.unreadable(&answer, &error),
             }
         }
         let missing = asked.missing();
@@ -189,10 +188,4 @@ fn request<'a>(op: Op, names: &'a [Room], to: BroadcastHead<'a>) -> RequestHead<
     let mut head = RequestHead { id: 0, op, timeout_ms: 0, credit: 0, names: smallvec![], to };
     head.names.extend(names.iter().map(AsRef::as_ref));
     head
-}
-
-/// Notes an answer that cannot be read: what it said is missing.
-pub(super) fn unreadable(asked: &Asked, answer: &Answer, error: &dyn std::error::Error) {
-    tracing::warn!(peer = %answer.node, %error, "dropped an answer of another node");
-    asked.unreadable(answer);
 }

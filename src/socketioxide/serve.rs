@@ -13,9 +13,7 @@ use tokio::runtime::Handle;
 use super::acks;
 use super::adapter::RoomcastAdapter;
 use super::inbound::{Unreadable, options, value};
-use crate::core::frame::{
-    BroadcastHead, EndStatus, Op, PayloadKind, RoomRecord, SocketRecord, encode_body, parts,
-};
+use crate::core::frame::{BroadcastHead, EndStatus, Op, PayloadKind, RoomRecord, SocketRecord, parts};
 use crate::hub::requests::{Reply, Request};
 
 impl<E: SocketEmitter> RoomcastAdapter<E> {
@@ -40,7 +38,7 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
                 reply.end_as(EndStatus::Failed);
             }
             Op::Deliver => match value(to.kind, &to.attachments, request.payload) {
-                Ok(value) => self.deliver_with_acks(value, opts, head.timeout_ms, reply),
+                Ok(value) => self.deliver_with_acks(value, opts, head.timeout(), reply),
                 Err(error) => self.refuse(request, &error, reply),
             },
             Op::Join => self.join_if_here(opts, rooms()),
@@ -50,12 +48,9 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
                 let rooms = self.local().rooms(opts).into_iter().map(Cow::into_owned).collect();
                 reply.answer_list(parts(rooms, String::len));
             }
-            Op::Sockets => reply.answer_list(parts(self.records(opts, to.kind), size_of_record)),
-            Op::Count => match encode_body(&(self.local().fetch_sockets(opts).len() as u64)) {
-                Ok(body) => reply.answer_now(body),
-                Err(_) => reply.end_as(EndStatus::Failed),
-            },
-            Op::RoomSizes => reply.answer_list(parts(self.room_sizes(), |record| record.room.len() + 10)),
+            Op::Sockets => reply.answer_list(parts(self.records(opts, to.kind), SocketRecord::size)),
+            Op::Count => reply.answer_value(&(self.local().fetch_sockets(opts).len() as u64)),
+            Op::RoomSizes => reply.answer_list(parts(self.room_sizes(), RoomRecord::size)),
             Op::ServerEvent | Op::WatchRooms => {}
         }
     }
@@ -66,9 +61,14 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
         reply.end_as(EndStatus::Failed);
     }
 
-    fn deliver_with_acks(&self, value: Value, opts: BroadcastOptions, timeout_ms: u32, reply: &Reply) {
+    fn deliver_with_acks(
+        &self,
+        value: Value,
+        opts: BroadcastOptions,
+        timeout: Option<Duration>,
+        reply: &Reply,
+    ) {
         let Ok(runtime) = Handle::try_current() else { return reply.end_as(EndStatus::Failed) };
-        let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
         let packet = Packet::event(self.local().path().clone(), value);
         // Here and now, in order with broadcasts; only the waiting is left to the task.
         let (acks, _) = self.local().broadcast_with_ack(packet, opts, timeout);
@@ -164,10 +164,4 @@ fn selected(to: &BroadcastHead<'_>) -> Result<Option<BroadcastOptions>, Unreadab
 /// Whether one socket is meant, by its id.
 fn is_one<R>(rooms: &[R], flags: u8) -> bool {
     rooms.is_empty() && flags & BroadcastFlags::Broadcast as u8 == 0
-}
-
-fn size_of_record(record: &SocketRecord) -> usize {
-    let server = record.server.as_ref().map_or(0, String::len);
-    let rooms: usize = record.rooms.iter().map(|room| room.len() + 4).sum();
-    record.id.len() + server + rooms + record.data.len() + 16
 }

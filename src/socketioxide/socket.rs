@@ -17,7 +17,8 @@ use socketioxide_core::adapter::{Room, RoomParam};
 use super::Adapter;
 use super::adapter::{Rooms, adapter_behind};
 use super::book::Holder;
-use super::data::{DataError, SocketData};
+use super::data::SocketData;
+use crate::error::DataError;
 
 /// A socket, as handlers take it: all of [`SocketRef`], with room methods that tell the cluster which rooms are wanted
 /// here.

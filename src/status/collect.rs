@@ -17,10 +17,8 @@ impl Report {
     pub fn collect(node: &Node) -> Self {
         let hub = node.hub();
         let now_ms = hub.now_ms();
-        let listed = node.members();
-        let conflict = conflict(node, &listed);
         let mut members: Vec<MemberReport> =
-            listed.iter().map(|member| MemberReport::new(member, now_ms)).collect();
+            node.members().iter().map(|member| MemberReport::new(member, now_ms)).collect();
         members.sort_by(|a, b| a.id.cmp(&b.id));
         let mut links: Vec<LinkReport> =
             hub.peers().iter().map(|peer| LinkReport::new(hub, peer, now_ms)).collect();
@@ -31,8 +29,8 @@ impl Report {
             node: NodeReport::new(node),
             cluster: node.cluster().to_string(),
             live: node.is_live(),
-            ready: node.is_ready() && conflict.is_none(),
-            conflict,
+            ready: node.is_ready(),
+            conflict: node.conflict(),
             draining: node.is_draining(),
             members,
             counters: CounterReport::new(hub, &links),
@@ -40,15 +38,10 @@ impl Report {
             interest: InterestReport::new(hub),
             discovery: node.discovery().into_iter().map(DiscoveryReport::new).collect(),
             gossip: GossipReport { digest_nodes: digest.nodes as u64, digest_bytes: digest.bytes as u64 },
+            requests: RequestReport::new(hub),
             udp: UdpReport { receive_buffer_bytes: receive as u64, send_buffer_bytes: send as u64 },
         }
     }
-}
-
-/// Why the cluster refuses `node` for another process with its id, by its own line in the list of members.
-pub(super) fn conflict(node: &Node, members: &[Member]) -> Option<String> {
-    let own = members.iter().find(|member| member.id == *node.id())?;
-    own.conflict.as_ref().map(|conflict| conflict.reason(&own.id, own.incarnation))
 }
 
 impl NodeReport {
@@ -148,6 +141,19 @@ impl DiscoveryReport {
             last_error: state.last_error,
             addresses: state.addresses.iter().map(ToString::to_string).collect(),
             rounds: state.rounds,
+        }
+    }
+}
+
+impl RequestReport {
+    fn new(hub: &Hub) -> Self {
+        let (asked, answering) = hub.pending_requests();
+        Self {
+            asked: asked as u64,
+            answering: answering as u64,
+            refused: get(&hub.counters.requests_refused),
+            late_answers: get(&hub.counters.late_answers),
+            server_events_refused: get(&hub.counters.server_events_refused),
         }
     }
 }

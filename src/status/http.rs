@@ -14,7 +14,6 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::Report;
-use super::collect::conflict;
 use crate::hub::lock;
 use crate::node::Node;
 
@@ -163,9 +162,6 @@ async fn livez(State(source): State<Source>) -> Response {
 /// 200 while the node is to be sent clients.
 async fn readyz(State(source): State<Source>) -> Response {
     let Some(node) = current(&source) else { return stopped() };
-    if let Some(reason) = conflict(&node, &node.members()) {
-        return unavailable(reason);
-    }
     if node.is_ready() {
         return "ok".into_response();
     }
@@ -233,6 +229,7 @@ mod tests {
         assert_eq!((&*report.node.id, report.node.incarnation), ("a", a.incarnation().0));
         let link = &report.links[0];
         assert_eq!((&*link.peer, link.address.as_deref()), ("b", Some(&*b.local_addr().to_string())));
+        assert_eq!(report.requests, crate::status::RequestReport::default());
         assert!(link.round_trip_us.is_some() && link.uptime_ms.is_some() && link.links == 1, "{link:?}");
         b.stop().await;
         a.stop().await;
@@ -290,6 +287,7 @@ mod tests {
         let status = ask(server.local_addr(), "GET /status").await.1;
         let report: Report = serde_json::from_str(&status).unwrap();
         assert_eq!((report.conflict, report.ready), (Some(body), false));
+        assert!(!older.is_ready() && newer.is_ready());
         assert_eq!(ask(server.local_addr(), "GET /livez").await.1, "ok", "a restart would not help");
         older.stop().await;
         newer.stop().await;

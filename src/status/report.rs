@@ -41,6 +41,9 @@ pub struct Report {
     pub gossip: GossipReport,
     /// The UDP socket.
     pub udp: UdpReport,
+    /// Questions to and from other nodes. All zero from a node that is too old to say.
+    #[serde(default)]
+    pub requests: RequestReport,
     /// Counts of this node.
     pub counters: CounterReport,
 }
@@ -201,6 +204,24 @@ pub struct UdpReport {
     pub receive_buffer_bytes: u64,
     /// The send buffer that the system granted, in bytes.
     pub send_buffer_bytes: u64,
+}
+
+/// Questions to and from other nodes: acknowledgements, rooms, sockets, counts, server-side emits with an acknowledgement.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RequestReport {
+    /// Questions of this node that wait for answers now. The limit is
+    /// [`max_requests`](crate::config::LinkConfig::max_requests).
+    pub asked: u64,
+    /// Questions that are being answered here now, those of this node to itself included. The limit is
+    /// [`max_serving_per_peer`](crate::config::LinkConfig::max_serving_per_peer) for each peer.
+    pub answering: u64,
+    /// Questions of peers that were refused as too many at a time. A counter.
+    pub refused: u64,
+    /// Answers that came when nobody waited for them any more. A counter.
+    pub late_answers: u64,
+    /// Events of other servers that were refused because too many were being handled here. A counter.
+    pub server_events_refused: u64,
 }
 
 /// Counts of one node.

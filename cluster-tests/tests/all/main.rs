@@ -17,6 +17,7 @@ mod hostile;
 mod links;
 mod lives;
 mod operations;
+mod order;
 mod plain;
 mod pure;
 mod rooms;

@@ -379,7 +379,7 @@ async fn sockets_carry_a_small_value() {
         let connect = async move |socket: Socket| {
             assert!(socket.data().is_empty());
             let long = socket.set_data("more than 8").unwrap_err();
-            assert_eq!((long.bytes, long.limit, socket.data().len()), (11, 8, 0));
+            assert_eq!((long.got, long.limit, socket.data().len()), (11, 8, 0));
             socket.set_data("user-1").unwrap();
             let again = socket.clone();
             again.set_data(Bytes::from_static(b"user-2")).unwrap();

@@ -139,10 +139,17 @@ fn acknowledgement(parser: Parser, packet: &Packet) -> Vec<Packet> {
 impl Client {
     /// Whether it got a packet with these bytes.
     pub(crate) fn heard(&self, part: &[u8]) -> bool {
-        self.heard.lock().unwrap().iter().any(|packet| match packet {
+        self.count(part) > 0
+    }
+
+    /// How many packets with these bytes it got.
+    pub(crate) fn count(&self, part: &[u8]) -> usize {
+        let heard = self.heard.lock().unwrap();
+        let holds = |packet: &&Packet| match packet {
             Packet::Message(text) => text.as_bytes().windows(part.len()).any(|window| window == part),
             Packet::Binary(bytes) => bytes.windows(part.len()).any(|window| window == part),
             _ => false,
-        })
+        };
+        heard.iter().filter(holds).count()
     }
 }

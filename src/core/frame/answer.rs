@@ -21,6 +21,15 @@ pub struct SocketRecord {
     pub data: Vec<u8>,
 }
 
+impl SocketRecord {
+    /// About how many bytes it has on the wire: for [`parts`].
+    pub fn size(&self) -> usize {
+        let server = self.server.as_ref().map_or(0, String::len);
+        let rooms: usize = self.rooms.iter().map(|room| room.len() + 4).sum();
+        self.id.len() + server + rooms + self.data.len() + 16
+    }
+}
+
 /// One room, in the answers to [`Op::RoomSizes`](super::Op::RoomSizes): a list of these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomRecord {
@@ -28,6 +37,13 @@ pub struct RoomRecord {
     pub room: String,
     /// Its members on that node.
     pub members: u64,
+}
+
+impl RoomRecord {
+    /// About how many bytes it has on the wire: for [`parts`].
+    pub fn size(&self) -> usize {
+        self.room.len() + 10
+    }
 }
 
 /// What members of the plain API acknowledge, in the answers to [`Op::Deliver`](super::Op::Deliver).

@@ -1,5 +1,7 @@
 //! Questions and orders to another node, and the answers.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
@@ -52,6 +54,13 @@ pub struct RequestHead<'a> {
     /// The sockets that it is about, with the namespace, and what the payload is.
     #[serde(borrow)]
     pub to: BroadcastHead<'a>,
+}
+
+impl RequestHead<'_> {
+    /// How long sockets or handlers may take that answer; none for as long as it takes.
+    pub fn timeout(&self) -> Option<Duration> {
+        (self.timeout_ms > 0).then(|| Duration::from_millis(self.timeout_ms.into()))
+    }
 }
 
 /// How a request ended at one node. Variants keep their order: the index is on the wire.

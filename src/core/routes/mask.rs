@@ -62,8 +62,14 @@ impl PeerMask {
         })
     }
 
+    /// Puts the peers of one bank in.
+    #[inline]
+    pub(super) fn add_word(&mut self, bank: usize, word: u64) {
+        self.set_word(bank, self.word(bank) | word);
+    }
+
     /// Replaces the peers of one bank.
-    pub(super) fn set_word(&mut self, bank: usize, word: u64) {
+    fn set_word(&mut self, bank: usize, word: u64) {
         if bank >= self.0.len() {
             if word == 0 {
                 return;

@@ -36,7 +36,7 @@ impl Table {
         self.banks.get(bank)?.space(ns)
     }
 
-    /// Fills `out` with the peers that are unknown or want one of the rooms.
+    /// Adds to `out` the peers that are unknown or want one of the rooms.
     pub(super) fn collect(&self, ns: &Namespace, rooms: &[RoomKey], out: &mut PeerMask) {
         for (index, bank) in self.banks.iter().enumerate() {
             let mut found = bank.unknown;
@@ -49,14 +49,14 @@ impl Table {
                     found |= space.peers_of(room.0);
                 }
             }
-            out.set_word(index, found);
+            out.add_word(index, found);
         }
     }
 
-    /// Fills `out` with the peers that are unknown or have the namespace at all.
+    /// Adds to `out` the peers that are unknown or have the namespace at all.
     pub(super) fn collect_present(&self, ns: &Namespace, out: &mut PeerMask) {
         for (index, bank) in self.banks.iter().enumerate() {
-            out.set_word(index, bank.unknown | bank.space(ns).map_or(0, |space| space.present));
+            out.add_word(index, bank.unknown | bank.space(ns).map_or(0, |space| space.present));
         }
     }
 

@@ -230,3 +230,114 @@ async fn a_name_that_is_no_member_is_missing() {
     assert!(asked.next().await.is_none());
     assert_eq!(asked.missing(), [Missing { node: nodes[2].clone(), reason: MissingReason::Left }]);
 }
+
+fn order<'a>(op: Op, room: &'a str) -> RequestHead<'a> {
+    let to = everyone("/chat", PayloadKind::Plain);
+    RequestHead { id: 0, op, timeout_ms: 0, credit: 0, names: smallvec![room], to }
+}
+
+/// How many peers a message for a room would go to.
+fn wanted(hub: &Hub, room: &str) -> usize {
+    let (ns, mut mask) = (Namespace::new("/chat").unwrap(), PeerMask::default());
+    hub.routes.lookup(&ns, &[ns.room(room)], &mut mask);
+    mask.len()
+}
+
+/// A node with a peer that has the namespace, and nobody in any room.
+fn with_known_peer(config: Config) -> (Arc<Hub>, Arc<PeerQueue>) {
+    use crate::core::interest::InterestChange;
+
+    let pair = Pair::new(config);
+    let (hub, peer, ns) = (pair.a, pair.to_b, Namespace::new("/chat").unwrap());
+    let change =
+        InterestChange { mode: Some(RoomMode::Exact), added: vec![ns.everyone()], removed: vec![], ns };
+    hub.routes.snapshot_begin(peer.slot, 1).unwrap();
+    hub.routes.snapshot_chunk(peer.slot, vec![change]).unwrap();
+    hub.routes.snapshot_end(peer.slot).unwrap();
+    (hub, peer)
+}
+
+/// Takes what is queued for a peer and acknowledges it.
+fn acknowledge(hub: &Hub, peer: &PeerQueue) {
+    peer.take(usize::MAX, &mut Vec::new());
+    hub.orders_applied(peer, peer.ack(Seq(u64::MAX)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_ordered_to_join_a_room_is_sent_to_at_once() {
+    let (hub, peer) = with_known_peer(Config::default());
+    let ns = Namespace::new("/chat").unwrap();
+    let send = |room: &'static str| {
+        let mut head = everyone("/chat", PayloadKind::Plain);
+        head.rooms.push(room);
+        hub.send(&ns, &[ns.room(room)], &head, &Bytes::new(), false).queued
+    };
+    let join = |room| hub.order(Targets::Rooms(&ns, &[]), &order(Op::Join, room), &Bytes::new(), false);
+    assert_eq!((send("x"), send("y")), (0, 0));
+    assert_eq!(join("x").queued, 1);
+    assert_eq!((send("x"), send("y"), wanted(&hub, "y")), (1, 0, 0), "also where a lookup is remembered");
+    hub.order(Targets::All, &order(Op::Leave, "y"), &Bytes::new(), false);
+    assert_eq!(send("y"), 0, "who leaves is not supposed to be there");
+
+    hub.orders_applied(&peer, Seq(0));
+    tokio::time::advance(ORDER_MARGIN * 2).await;
+    hub.orders_applied(&peer, Seq(0));
+    assert_eq!(send("x"), 1, "it has not applied the order");
+    acknowledge(&hub, &peer);
+    assert_eq!(send("x"), 1, "its interest may be on the way");
+    tokio::time::advance(ORDER_MARGIN + hub.config.link.interest_tick).await;
+    acknowledge(&hub, &peer);
+    assert_eq!((send("x"), hub.routes.expected()), (0, 0), "now it would be known");
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_that_are_not_queued_and_peers_that_go_are_not_supposed_anywhere() {
+    let (hub, peer) = with_known_peer(Config::default());
+    let other = NodeId::new("c").unwrap();
+    hub.order(Targets::Nodes(&[other]), &order(Op::Join, "x"), &Bytes::new(), false);
+    let large = Bytes::from(vec![0; hub.limits.max_frame_bytes + 1]);
+    assert_eq!(hub.order(Targets::All, &order(Op::Join, "x"), &large, false).queued, 0);
+    assert_eq!((wanted(&hub, "x"), hub.routes.expected()), (0, 0));
+
+    for number in 0..10_000 {
+        hub.order(Targets::All, &order(Op::Join, &format!("room-{number}")), &Bytes::new(), false);
+    }
+    assert!((0..10_000).all(|number| wanted(&hub, &format!("room-{number}")) == 1));
+    assert!(hub.routes.expected() <= 1024, "rooms share places");
+    hub.remove_peer(&peer);
+    assert_eq!(hub.routes.expected(), 0);
+    hub.order(Targets::All, &order(Op::Join, "x"), &Bytes::new(), false);
+    assert_eq!(hub.routes.expected(), 0, "nobody is there");
+}
+
+/// A long break of the link loses the order: its number counts as settled, so nothing waits for it for ever.
+#[tokio::test(start_paused = true)]
+async fn an_order_that_is_lost_is_not_waited_for() {
+    use crate::core::frame::Resume;
+
+    let (hub, peer) = with_known_peer(Config::default());
+    hub.order(Targets::All, &order(Op::Join, "x"), &Bytes::new(), false);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(peer.expire(hub.now_ms()), 1);
+    assert_eq!(wanted(&hub, "x"), 1);
+    assert_eq!(peer.resume(&Resume { epoch: 9, received: None }).lost, 1);
+    for _ in 0..2 {
+        acknowledge(&hub, &peer);
+        tokio::time::advance(ORDER_MARGIN * 2).await;
+    }
+    assert_eq!((wanted(&hub, "x"), hub.routes.expected()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_node_whose_answers_cannot_be_read_is_missing_once() {
+    let pair = Pair::new(Config::default());
+    let _front = attach(&pair.b, 3);
+    let mut asked = pair.ask(8, None, false);
+    settle(&pair).await;
+    while let Some(answer) = asked.next().await {
+        asked.unreadable(&answer, &crate::core::frame::FrameError::Payload("odd"));
+        settle(&pair).await;
+    }
+    let node = NodeId::new("b").unwrap();
+    assert_eq!(asked.missing(), [Missing { node, reason: MissingReason::Failed }]);
+}

@@ -5,7 +5,7 @@ use crate::core::frame::{
     EndStatus, Head, LENGTH_BYTES, Op, RequestHead, decode_body, decode_head, frame_len,
 };
 use crate::core::requests::TooManyRequests;
-use crate::error::AskError;
+use crate::error::{AskError, DataError};
 use crate::ids::Seq;
 
 fn add_peer(hub: &Hub, id: &str) -> Arc<PeerQueue> {

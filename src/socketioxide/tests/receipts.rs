@@ -54,6 +54,21 @@ fn a_receipt_says_what_became_of_the_broadcasts_inside() {
 }
 
 #[test]
+fn orders_are_in_receipts_like_broadcasts() {
+    let pair = Pair::flood();
+    pair.a.meet(&Side::new("c"));
+    let orders = async {
+        pair.sender.add_sockets(everyone(), "x").await.unwrap();
+        pair.sender.del_sockets(everyone(), "x").await.unwrap();
+        pair.sender.disconnect_socket(everyone()).await.unwrap();
+    };
+    assert_eq!(now(with_receipt(orders)).1, sent(6, 6));
+    let local = flagged(everyone(), BroadcastFlags::Local);
+    assert_eq!(now(with_receipt(pair.sender.add_sockets(local, "x"))).1, Receipt::default());
+    assert_eq!(now(with_receipt(emit(&pair))).1, sent(2, 2));
+}
+
+#[test]
 fn what_else_the_thread_does_while_a_future_waits_is_not_in_its_receipt() {
     let pair = Pair::flood();
     let mut slow = pin!(with_receipt(async {
