@@ -15,6 +15,7 @@ mod hostile;
 mod links;
 mod lives;
 mod operations;
+mod operations_js;
 mod plain;
 mod pure;
 mod rooms;
