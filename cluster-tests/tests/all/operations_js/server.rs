@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use axum::serve::ListenerExt;
 use bytes::Bytes;
 use cluster_tests::Live;
 use futures_core::Stream;
@@ -129,6 +130,7 @@ impl Server {
         io.ns(NS, ConnectHandler::<Adapter, _>::with(async || (), prepare)).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}{NS}", listener.local_addr().unwrap());
+        let listener = listener.tap_io(|connection| _ = connection.set_nodelay(true));
         tasks.spawn(async move { axum::serve(listener, Router::new().layer(layer)).await.unwrap() });
         Self { url, _tasks: tasks }
     }
