@@ -110,15 +110,15 @@ export async function call(client, name, request = {}) {
 }
 
 // A name for an event that has these bytes.
-export function tagged(data = BYTES) {
-  const tag = `${operation} ${sent.size}`;
+export function tagged(data = BYTES, selection = {}) {
+  const tag = `${operation} ${sent.size} ${JSON.stringify(selection)}`;
   sent.set(tag, data);
   return tag;
 }
 
 // Has the node of a client emit to a selection, and returns the tag.
 export async function emit(client, selection = {}, data = BYTES) {
-  const tag = tagged(data);
+  const tag = tagged(data, selection);
   await call(client, "emit", { tag, data, ...selection });
   return tag;
 }

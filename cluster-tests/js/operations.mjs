@@ -38,11 +38,32 @@ const SELECTIONS = [
 const client = (name) => clients.find((client) => client.name === name);
 const connected = (client) => until(() => `${client.name} connects`, () => client.socket.connected);
 
-// Has each node do something with each selection.
-async function eachSelection(carryOut) {
+// Has each node do something with each selection. The clients that are selected hear the event that this returns, if it
+// does, and the others do not.
+async function eachSelection(carryOut, selections = () => SELECTIONS) {
   for (const sender of talkers()) {
-    for (const selection of SELECTIONS) await carryOut(sender, selection, selected(sender, selection));
+    const events = [];
+    for (const selection of selections()) {
+      const those = selected(sender, selection);
+      const event = await carryOut(sender, selection, those);
+      if (event) events.push([those, event]);
+    }
+    const isFor = (one) => ([those]) => those.includes(one);
+    await heard(sender, (one) => events.filter(isFor(one)).map(([, event]) => event));
   }
+}
+
+// As `eachSelection`: each node with each socket alone.
+async function eachSocket(carryOut) {
+  await eachSelection(carryOut, () => clients.map(({ id }) => ({ socket: id })));
+}
+
+// They all acknowledge, but for who does not answer.
+async function ask(sender, selection, those) {
+  const tag = tagged(BYTES, selection);
+  const { acks } = await call(sender, "ask", { tag, data: BYTES, ...selection });
+  acknowledged(acks, those, tag);
+  return `asked ${tag}`;
 }
 
 await run({
@@ -63,7 +84,8 @@ await run({
     const sayAll = async () => {
       for (const [sender, events] of said) events.push(`said ${await emit(sender)}`);
     };
-    const hasHeardAll = (client) => [...said.values()].every((events) => events.some((event) => client.log.includes(event)));
+    const hasHeard = (client, events) => events.some((event) => client.log.includes(event));
+    const hasHeardAll = (client) => [...said.values()].every((events) => hasHeard(client, events));
     for (const one of clients) await enter(one, ...PEOPLE[one.name][2]);
     await until(() => "each node reaches each client", async () => {
       await sayAll();
@@ -101,9 +123,7 @@ await run({
   },
 
   async "broadcast to selections"() {
-    await eachSelection(async (sender, selection, those) => {
-      await heardBy(sender, those, `said ${await emit(sender, selection)}`);
-    });
+    await eachSelection(async (sender, selection) => `said ${await emit(sender, selection)}`);
   },
 
   // What is volatile is not in order with the rest: it may come before and after.
@@ -119,9 +139,7 @@ await run({
   },
 
   async "emit to one remote socket"() {
-    for (const sender of talkers()) {
-      for (const one of clients) await heardBy(sender, [one], `said ${await emit(sender, { socket: one.id })}`);
-    }
+    await eachSocket(async (sender, selection) => `said ${await emit(sender, selection)}`);
   },
 
   async "large and empty attachments"() {
@@ -136,33 +154,21 @@ await run({
   },
 
   async "acknowledgements of selections"() {
-    await eachSelection(async (sender, selection, those) => {
-      const tag = tagged();
-      const { acks } = await call(sender, "ask", { tag, data: BYTES, ...selection });
-      acknowledged(acks, those, tag);
-      await heardBy(sender, those, `asked ${tag}`);
-    });
+    await eachSelection(ask);
   },
 
   async "acknowledgement of one remote socket"() {
-    for (const sender of talkers()) {
-      for (const one of clients) {
-        const tag = tagged();
-        const { acks } = await call(sender, "ask", { tag, data: BYTES, socket: one.id });
-        acknowledged(acks, [one], tag);
-        await heardBy(sender, [one], `asked ${tag}`);
-      }
-    }
+    await eachSocket(ask);
   },
 
   async "one socket never answers"() {
-    const [sender, silent, tag] = [client("a1"), client("c2"), tagged()];
+    const [sender, silent] = [client("a1"), client("c2")];
+    const request = { to: ["lobby", "quiet"], timeout_ms: ACK_TIMEOUT_MS };
+    const those = selected(sender, request);
     silent.answers = false;
-    const request = { tag, data: BYTES, to: ["lobby", "quiet"], timeout_ms: ACK_TIMEOUT_MS };
-    const { acks } = await call(sender, "ask", request);
-    acknowledged(acks, selected(sender, request), tag);
+    const event = await ask(sender, request, those);
     silent.answers = true;
-    await heardBy(sender, selected(sender, request), `asked ${tag}`);
+    await heardBy(sender, those, event);
   },
 
   async "join and leave by selections"() {
