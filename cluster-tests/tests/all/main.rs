@@ -18,6 +18,7 @@ mod links;
 mod lives;
 mod operations;
 mod order;
+mod operations_js;
 mod plain;
 mod pure;
 mod rooms;
