@@ -70,7 +70,7 @@ async function people(page, room, ...expected) {
   await page.waitForFunction(([room, expected]) => {
     const listed = [...document.querySelectorAll("[data-testid=person]")].map((person) => person.textContent);
     const count = document.querySelector(`[data-testid="count-${room}"]`);
-    return count.textContent === String(expected.length) && listed.sort().join() === expected.join();
+    return count?.textContent === String(expected.length) && listed.sort().join() === expected.join();
   }, [room, expected.sort()]);
 }
 
