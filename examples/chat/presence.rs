@@ -96,7 +96,10 @@ impl Presence {
     /// Watches the cluster and tells clients, in these tasks. From now on clients may come.
     pub(crate) fn start(&self, tasks: &mut JoinSet<()>) -> Result<(), IdError> {
         let state = Arc::clone(&self.state);
-        let handler = move |event: ServerEvent<Changed>| ready(state.changed_elsewhere(event.data));
+        let handler = move |event: ServerEvent<Changed>| {
+            state.changed_elsewhere(event.data);
+            ready(())
+        };
         self.chat.on_server_event(CHANGED, handler)?.detach();
         tasks.spawn(Arc::clone(&self.state).watch_people(self.chat.room_events()));
         tasks.spawn(Arc::clone(&self.state).watch_nodes(self.node.events()));
@@ -258,4 +261,36 @@ impl Changed {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_changes_only_that_there_were_some_is_kept() {
+        let mut changed = Changed::default();
+        assert!(changed.is_empty());
+        (0..MAX_CHANGED).for_each(|room| changed.add(room.to_string()));
+        changed.add("0".to_owned());
+        assert_eq!((changed.rooms.len(), changed.any), (MAX_CHANGED, false));
+        changed.add("one more".to_owned());
+        changed.add("and another".to_owned());
+        assert_eq!((changed.rooms.len(), changed.any), (0, true));
+
+        let mut other = Changed::default();
+        other.add("lobby".to_owned());
+        other.merge(changed);
+        assert!(other.rooms.is_empty() && other.any && !other.is_empty());
+    }
+
+    #[test]
+    fn of_too_many_rooms_some_are_listed() {
+        let state = State::default();
+        let rooms = (0..MAX_LISTED_ROOMS + 2).map(|room| Arc::from(format!("{room:03}")));
+        lock(&state.open).extend(rooms);
+        let listed = state.rooms();
+        assert_eq!((listed.rooms.len(), listed.more), (MAX_LISTED_ROOMS, 2));
+        assert_eq!(&*listed.rooms[0], "000");
+    }
 }

@@ -15,6 +15,7 @@ mod hostile;
 mod links;
 mod lives;
 mod operations;
+mod people;
 mod plain;
 mod pure;
 mod rooms;
