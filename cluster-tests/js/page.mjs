@@ -126,6 +126,7 @@ async function rooms(first, second) {
   await second.getByRole("button", { name: "Leave rust" }).click();
   await second.getByTestId("room-rust").waitFor({ state: "detached" });
   await second.getByTestId("open-rust").waitFor();
+  await screenshot(second, "open");
   await first.getByTestId("room-rust").click();
   await people(first, "rust", "Ann (you) on a");
   await first.getByRole("button", { name: "Leave rust" }).click();
