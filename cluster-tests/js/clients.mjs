@@ -11,6 +11,8 @@ import * as msgpack from "socket.io-msgpack-parser";
 const ANSWER_TIMEOUT_MS = 40_000;
 
 const sockets = new Map();
+// What each client acknowledges events with; true where it was told nothing, and nothing where that is null.
+const acknowledgements = new Map();
 
 // How each operation is carried out; what it returns is the answer.
 const operations = {
@@ -28,7 +30,12 @@ const operations = {
       say({ client, is: "connected", sid: socket.id, transport: socket.io.engine.transport.name });
     });
     socket.on("disconnect", (reason) => say({ client, is: "disconnected", reason }));
-    socket.onAny((event, ...args) => say({ client, is: "event", event, args: plain(args) }));
+    socket.onAny((event, ...args) => {
+      const ack = typeof args.at(-1) === "function" ? args.pop() : () => {};
+      say({ client, is: "event", event, args: plain(args) });
+      const value = acknowledgements.has(client) ? acknowledgements.get(client) : true;
+      if (value !== null) ack(value);
+    });
   },
   // Resolves with what the server acknowledges.
   emit({ client, event, data }) {
@@ -37,6 +44,10 @@ const operations = {
   // Without asking for an acknowledgement.
   send({ client, event, data }) {
     socketOf(client).emit(event, real(data));
+  },
+  // What the client acknowledges events with from now on.
+  acknowledge({ client, value }) {
+    acknowledgements.set(client, value);
   },
   disconnect({ client }) {
     socketOf(client).disconnect();

@@ -65,36 +65,59 @@ async function screenshot(page, name) {
   await page.screenshot({ path: `${options.screenshots}/${name}.png` });
 }
 
+// Who is in the room that the page shows, and how many.
+async function people(page, room, ...expected) {
+  await page.waitForFunction(([room, expected]) => {
+    const listed = [...document.querySelectorAll("[data-testid=person]")].map((person) => person.textContent);
+    const count = document.querySelector(`[data-testid="count-${room}"]`);
+    return count?.textContent === String(expected.length) && listed.sort().join() === expected.join();
+  }, [room, expected.sort()]);
+}
+
+const seen = (page, text, what) => withText(page, text).getByText(what, { exact: true }).first().waitFor();
+
 async function talk(first, second) {
   assert.equal(await first.getByTestId("node").textContent(), "a");
   assert.equal(await second.getByTestId("node").textContent(), "b");
   assert(await first.getByLabel("Message", { exact: true }).isDisabled(), "nobody talks outside of a room");
+  for (const [page, name] of [[first, "Ann"], [second, "Bob"]]) {
+    await page.getByLabel("Your name").fill(name);
+    await page.getByLabel("Your name").press("Enter");
+  }
   await join(first, "lobby");
-  await join(second, "lobby");
+  await people(first, "lobby", "Ann (you) on a");
+  await second.getByRole("button", { name: "Join lobby" }).click();
+  await people(first, "lobby", "Ann (you) on a", "Bob on b");
+  await people(second, "lobby", "Bob (you) on b", "Ann on a");
+  assert.equal(await first.getByLabel("2 people in lobby, on all nodes").textContent(), "2");
   await reach(first, second, "Is anybody there?");
   await reach(second, first, "Yes, on the other node.");
 
   const answer = withText(first, "Yes, on the other node.").first();
   assert.equal(await answer.getByTestId("message-node").textContent(), "b");
-  assert.notEqual(await answer.getByTestId("message-from").textContent(), "you");
+  assert.equal(await answer.getByTestId("message-from").textContent(), "Bob");
   const own = withText(second, "Yes, on the other node.").first();
   assert.equal(await own.getByTestId("message-from").textContent(), "you");
 
   await say(first, "<b id=bold>Markup</b> stays text, and so does 日本語 🚀");
   await arrives(second, "<b id=bold>Markup</b> stays text, and so does 日本語 🚀");
   assert.equal(await second.locator("#bold").count(), 0);
+  await seen(first, "Markup", "seen by 1 of 1");
 }
 
 // Rooms are apart: what is said in one is not shown in another, and counts as new for who is in both.
 async function rooms(first, second) {
   await join(first, "rust");
-  await join(second, "rust");
+  await second.getByTestId("open-rust").click();
+  await people(second, "rust", "Ann on a", "Bob (you) on b");
   await reach(second, first, "Only for Rust.");
   const unread = first.getByTestId("room-lobby");
   assert.equal(await unread.textContent(), "lobby");
   await second.getByTestId("room-lobby").click();
   await say(second, "Back in the lobby.");
   await first.getByText("lobby (1 new)").waitFor();
+  // Unread is unseen.
+  await seen(second, "Back in the lobby.", "seen by 0 of 1");
   assert.equal(await withText(first, "Back in the lobby.").count(), 0);
   await unread.click();
   await arrives(first, "Back in the lobby.");
@@ -102,6 +125,14 @@ async function rooms(first, second) {
 
   await second.getByRole("button", { name: "Leave rust" }).click();
   await second.getByTestId("room-rust").waitFor({ state: "detached" });
+  await second.getByTestId("open-rust").waitFor();
+  await screenshot(second, "open");
+  await first.getByTestId("room-rust").click();
+  await people(first, "rust", "Ann (you) on a");
+  await first.getByRole("button", { name: "Leave rust" }).click();
+  // Nobody is left in it, on any node.
+  await second.getByTestId("open-rust").waitFor({ state: "detached" });
+  assert.equal(await first.getByTestId("open").getByRole("button").count(), 0);
 }
 
 async function refusal(page) {
@@ -119,9 +150,11 @@ async function restart(first, second) {
   assert(await second.getByLabel("Message", { exact: true }).isDisabled(), "nobody talks without a connection");
   assert(await second.getByTestId("join").isDisabled() && await second.getByTestId("leave-lobby").isDisabled());
   await say(first, "Still here without you.");
+  await seen(first, "Still here without you.", "seen by 0 of 0, no answer from b");
   await screenshot(second, "disconnected");
   await ask("start the second node");
   await state(second, "connected");
+  await people(first, "lobby", "Ann (you) on a", "Bob on b");
   await reach(first, second, "Welcome back.");
   await reach(second, first, "What did I miss?");
   // What it said as another socket is still its own.

@@ -1,6 +1,6 @@
 //! Clients of the official JavaScript library: one Node.js process for all clients of a test.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,6 +68,8 @@ struct State {
     transport: String,
     is_connected: bool,
     messages: Vec<Message>,
+    /// What else it got, and no test has waited for yet.
+    events: HashMap<String, VecDeque<Value>>,
 }
 
 impl Clients {
@@ -182,6 +184,33 @@ impl Client {
         eventually(format!("client {} gets {text:?}", self.name), || self.see(has)).await;
     }
 
+    /// Waits for an event that is as `holds` says, and returns its data. Those of this name that came before are
+    /// forgotten.
+    ///
+    /// # Panics
+    /// After the deadline.
+    pub async fn hears(&self, event: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let mut found = None;
+        eventually(format!("client {} hears {event} as it should be", self.name), || {
+            found = self.see(|state| {
+                let events = state.events.get_mut(event)?;
+                let at = events.iter().position(&holds)?;
+                events.drain(..=at).next_back()
+            });
+            found.is_some()
+        })
+        .await;
+        found.expect("the condition holds")
+    }
+
+    /// What it acknowledges messages with from now on; nothing: not at all. It begins with true.
+    ///
+    /// # Panics
+    /// When the client cannot.
+    pub async fn acknowledges_with(&self, value: Option<bool>) {
+        self.call("acknowledge", json!({ "value": value })).await;
+    }
+
     /// Joins a room. Other nodes may learn of it later.
     ///
     /// # Panics
@@ -286,6 +315,9 @@ impl Heard {
             Some("event") if line["event"] == "message" => {
                 assert_eq!(line["args"].as_array().map(Vec::len), Some(1), "{line}");
                 state.messages.push(Message::read(&line["args"][0]));
+            }
+            Some("event") => {
+                state.events.entry(text(&line["event"])).or_default().push_back(line["args"][0].clone());
             }
             _ => panic!("nobody expects {line}"),
         }

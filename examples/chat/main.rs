@@ -1,6 +1,7 @@
 //! A chat whose rooms span all nodes of a roomcast cluster. `--help` says how to run it.
 
 mod args;
+mod presence;
 mod server;
 
 use std::error::Error;

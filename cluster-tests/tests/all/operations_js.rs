@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep_until};
 
 use self::server::Server;
-use super::sio::Parser;
+use super::sockets::Parser;
 
 /// When the clients connect, after the start of the servers.
 const HEAD_START: Duration = Duration::from_millis(200);

@@ -27,7 +27,7 @@ use socketioxide::{ParserConfig, SocketIo};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::sio::{NS, Parser};
+use crate::sockets::{NS, Parser};
 
 /// As long as the script waits for anything.
 const LONG: Duration = Duration::from_secs(40);
