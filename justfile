@@ -36,6 +36,10 @@ bench-link:
 bench-registry:
     cargo bench -p cluster-tests --bench registry
 
+# How long until a join is known on other nodes.
+bench-settled:
+    cargo bench -p cluster-tests --bench settled
+
 # Three nodes in one process, with a chat page on each.
 chat:
     cargo run --release --example chat

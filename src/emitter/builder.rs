@@ -102,7 +102,7 @@ impl EmitterBuilder {
         self
     }
 
-    /// How long questions ([`Selection::sockets`] and the like) wait for answers. Default is 5 s.
+    /// How long questions ([`Selection::sockets`](super::Selection::sockets) and the like) wait for answers. Default is 5 s.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self
