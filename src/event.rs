@@ -144,14 +144,14 @@ pub enum RoomEvent {
         /// As in `RoomJoined`.
         socket: Arc<str>,
     },
-    /// A room got its first member in the cluster: see [`Node::watch_rooms`](crate::Node::watch_rooms).
+    /// A room got its first member in the cluster. Only from [`Node::watch_rooms`](crate::Node::watch_rooms).
     RoomOpened {
         /// The path of the namespace.
         ns: Arc<str>,
         /// The room.
         room: Arc<str>,
     },
-    /// A room lost its last member in the cluster: see [`Node::watch_rooms`](crate::Node::watch_rooms).
+    /// A room lost its last member in the cluster. Only from [`Node::watch_rooms`](crate::Node::watch_rooms).
     RoomClosed {
         /// The path of the namespace.
         ns: Arc<str>,

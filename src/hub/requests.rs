@@ -461,10 +461,7 @@ impl Reply {
     /// Sends an answer at once, within what the asker has granted: at least one answer to each request fits. What does
     /// not fit is not sent, and the share of this node counts as failed.
     pub(crate) fn answer_now(&self, body: Bytes) {
-        let Some(inner) = &self.inner else { return };
-        let sent =
-            inner.credit.try_acquire().map(tokio::sync::SemaphorePermit::forget).is_ok() && inner.send(body);
-        if !sent {
+        if self.try_answer(body).is_err() {
             self.end_as(EndStatus::Failed);
         }
     }
@@ -475,6 +472,17 @@ impl Reply {
             Ok(body) => self.answer_now(body),
             Err(_) => self.end_as(EndStatus::Failed),
         }
+    }
+
+    /// As [`answer_now`](Self::answer_now); gives back what is over what the asker has granted.
+    fn try_answer(&self, body: Bytes) -> Result<(), Bytes> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        let Ok(permit) = inner.credit.try_acquire() else { return Err(body) };
+        permit.forget();
+        if !inner.send(body) {
+            self.end_as(EndStatus::Failed);
+        }
+        Ok(())
     }
 
     /// Sends an answer as soon as the asker takes it and the queue to it has room.
@@ -500,21 +508,26 @@ impl Reply {
             return;
         }
         let bodies = parts.into_iter().map(|part| encode_body(&part)).collect::<Result<Vec<_>, _>>();
-        let Ok(bodies) = bodies else { return self.end_as(EndStatus::Failed) };
-        match (bodies.len(), Handle::try_current()) {
-            (0, _) => {}
-            (1, _) | (_, Err(_)) => bodies.into_iter().for_each(|body| self.answer_now(body)),
-            (_, Ok(runtime)) => {
-                let reply = self.clone();
-                runtime.spawn(async move {
-                    for body in bodies {
-                        if reply.answer(body).await.is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
+        let Ok(mut bodies) = bodies else { return self.end_as(EndStatus::Failed) };
+        let Ok(runtime) = Handle::try_current() else {
+            return bodies.into_iter().for_each(|body| self.answer_now(body));
+        };
+        if bodies.len() == 1 {
+            // One part goes at once, unless another front of the path has used up what may.
+            let waits = bodies.pop().and_then(|body| self.try_answer(body).err());
+            bodies.extend(waits);
         }
+        if bodies.is_empty() {
+            return;
+        }
+        let reply = self.clone();
+        runtime.spawn(async move {
+            for body in bodies {
+                if reply.answer(body).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Ends when nobody waits any more.

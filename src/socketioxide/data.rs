@@ -12,6 +12,8 @@ use crate::hub::lock;
 /// The values of the sockets of one namespace here.
 pub(super) struct DataTable {
     limit: usize,
+    /// Held while a socket gets its place. Nothing that is dropped takes it.
+    giving: Mutex<()>,
     sockets: Mutex<HashMap<Sid, Weak<SocketData>>>,
 }
 
@@ -25,7 +27,7 @@ pub(super) struct SocketData {
 impl DataTable {
     /// No values; each may have `limit` bytes.
     pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, sockets: Mutex::default() })
+        Arc::new(Self { limit, giving: Mutex::default(), sockets: Mutex::default() })
     }
 
     /// Checks the length of a value.
@@ -41,19 +43,19 @@ impl DataTable {
     }
 
     /// The place for the value of a socket. `kept` says which one the socket has already, `keep` gives it one; both run
-    /// under one lock, so that a socket gets one.
+    /// under one lock, so that a socket gets one; values may be dropped meanwhile.
     pub(super) fn of(
         self: &Arc<Self>,
         sid: Sid,
         kept: impl FnOnce() -> Option<Arc<SocketData>>,
         keep: impl FnOnce(Arc<SocketData>),
     ) -> Arc<SocketData> {
-        let mut sockets = lock(&self.sockets);
+        let _giving = lock(&self.giving);
         if let Some(kept) = kept() {
             return kept;
         }
         let data = Arc::new(SocketData { sid, value: Mutex::default(), table: Arc::downgrade(self) });
-        sockets.insert(sid, Arc::downgrade(&data));
+        lock(&self.sockets).insert(sid, Arc::downgrade(&data));
         keep(Arc::clone(&data));
         data
     }
@@ -107,5 +109,23 @@ mod tests {
         assert_eq!((table.get(sid), table.len()), (Bytes::from_static(b"two"), 1));
         drop(second);
         assert_eq!((table.get(sid), table.len()), (Bytes::new(), 0));
+    }
+
+    /// The extensions of a socket are locked while it drops its value (`clear`), and while its value is looked for.
+    #[test]
+    fn a_value_may_be_dropped_while_another_is_looked_for() {
+        let table = DataTable::new(4);
+        let first = table.of(Sid::new(), || None, drop);
+        let (done, dropped) = std::sync::mpsc::channel();
+        let kept = || {
+            std::thread::spawn(move || {
+                drop(first);
+                done.send(()).unwrap();
+            });
+            dropped.recv_timeout(std::time::Duration::from_secs(10)).expect("it is dropped");
+            None
+        };
+        let _second = table.of(Sid::new(), kept, drop);
+        assert_eq!(table.len(), 1);
     }
 }

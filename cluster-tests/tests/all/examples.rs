@@ -1,10 +1,13 @@
-//! The example `actix_ws`: two processes, clients over WebSockets, and a node of this process that watches the rooms.
+//! The example `actix_ws`: two processes, clients over WebSockets, and a node of this process that watches the rooms. The
+//! example `emitter`.
 
 use cluster_tests::process::{Process, example_program};
 use cluster_tests::wait::soon;
 use futures_util::{SinkExt, StreamExt};
+use roomcast::socketioxide::{RoomcastAdapter, RoomcastAdapterCtr, Socket};
 use roomcast::{ClusterSecret, Node, RoomEvent, RoomWatch};
 use serde_json::{Value, json};
+use socketioxide::SocketIo;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::Command;
 use tokio_tungstenite::tungstenite::Message;
@@ -216,4 +219,38 @@ async fn a_slow_actix_client_is_told_what_it_missed() {
     }
     assert!(missed > 0, "everything fitted into buffers: {got}");
     assert_eq!(got + missed, SAID);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_emitter_publishes_and_ends() {
+    let secret = ClusterSecret::generate().unwrap();
+    let builder = Node::builder().cluster("chat").id("host-of-emitter").listen("127.0.0.1:0");
+    let node = builder.secret(secret.clone()).start().await.unwrap();
+    let adapter = RoomcastAdapterCtr::new(&node);
+    let io = SocketIo::builder().with_adapter::<RoomcastAdapter<_>>(adapter).build_layer().1;
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let connect = async move |socket: Socket| {
+        socket.join("lobby");
+        tell.send(()).await.unwrap();
+    };
+    io.ns("/", connect).await.unwrap();
+    let (_tx, mut rx) = io.new_dummy_sock("/", ()).await;
+    soon("the client is in the room", told.recv()).await.unwrap();
+
+    let mut command = Command::new(example_program("emitter"));
+    command.args([&node.local_addr().to_string(), "lobby", "the shop opens"]);
+    command.env("ROOMCAST_SECRET", secret.to_text());
+    let mut emitter = Process::spawn("emitter", command);
+    assert!(emitter.end().await.success(), "{}", emitter.printed());
+    let message = async {
+        loop {
+            let packet = format!("{:?}", rx.recv().await.expect("the client is connected"));
+            if packet.contains("the shop opens") {
+                return packet;
+            }
+        }
+    };
+    let packet = soon("the message", message).await;
+    assert!(packet.contains("message") && packet.contains("a script"), "{packet}");
+    node.stop().await;
 }

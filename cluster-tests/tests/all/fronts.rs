@@ -1,6 +1,7 @@
 //! The front for socketioxide on real nodes: flood namespaces, exact ones, and the way from one to the other.
 
 use cluster_tests::logs::logged;
+use cluster_tests::wait::soon;
 use cluster_tests::{Live, Setup, eventually};
 use roomcast::socketioxide::{Adapter, RoomcastAdapter, RoomcastAdapterConfig, RoomcastAdapterCtr, Socket};
 use socketioxide::SocketIo;
@@ -67,6 +68,53 @@ async fn an_exact_namespace_gets_what_it_has_members_for_until_a_raw_join() {
     logged(nodes[1].name(), &["/exact"]).await;
     assert!(costs_a_frame(&nodes[0], &ios[0], "/exact", "cellar").await, "it floods now");
     drop(tx);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_plain_api_finds_sockets_with_their_value_rooms_and_node() {
+    let nodes = Setup::new("found").formed(3).await;
+    let plain = nodes[0].namespace("/found").unwrap();
+    let other = nodes[2].namespace("/found").unwrap();
+    for exact in [false, true] {
+        let io = serve(&nodes[1], exact);
+        let connect = async |socket: Socket| {
+            socket.set_data("user-1").unwrap();
+            socket.join(["lobby", "hall"]);
+        };
+        io.ns("/found", connect).await.unwrap();
+        let (_tx, _rx) = io.new_dummy_sock("/found", ()).await;
+        let member = other.connect(|_| {});
+        member.join("lobby").unwrap();
+        member.set_data("user-2").unwrap();
+        let both = async {
+            while *plain.room_size("lobby").await.unwrap() != 2
+                || *plain.room_size("hall").await.unwrap() != 1
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        soon("both are known", both).await;
+        let mut sockets = plain.to("lobby").sockets().await.unwrap();
+        assert_eq!(sockets.missing, []);
+        sockets.value.sort_by_key(|socket| socket.data.clone());
+        let [one, two] = &sockets.value[..] else { panic!("{sockets:?}") };
+        let socket = io.of("/found").unwrap().sockets().remove(0);
+        assert_eq!((&one.node, &one.id, one.member()), (nodes[1].id(), &socket.id.to_string(), None));
+        assert!(one.server.is_some());
+        assert_eq!((&one.rooms[..], &one.data[..]), (&["hall".into(), "lobby".into()][..], &b"user-1"[..]));
+        assert_eq!(
+            (&two.node, two.member(), &two.data[..]),
+            (nodes[2].id(), Some(member.id()), &b"user-2"[..])
+        );
+
+        // What is ordered is for both fronts.
+        plain.to("hall").join("moved").unwrap();
+        assert_eq!(plain.to("hall").rooms().await.unwrap().value, ["hall", "lobby", "moved"]);
+        plain.to("lobby").disconnect().unwrap();
+        assert_eq!(*plain.to("lobby").count().await.unwrap(), 0);
+        eventually("both are gone", || !socket.connected() && !member.is_connected()).await;
+        io.delete_ns("/found");
+    }
 }
 
 fn serve(node: &Live, exact: bool) -> SocketIo<Adapter> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -299,6 +299,90 @@ async fn a_node_that_goes(name: &str, crash: bool) {
     let missing = answers.missing();
     assert_eq!((missing[0].node.as_str(), missing[0].reason), (id, MissingReason::Left));
     assert_eq!((missing.len(), nodes[0].pending_requests()), (1, (0, 0)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_dies_while_every_operation_goes_on_is_named() {
+    let missing = every_operation_while_a_node_goes("ops-going-dies", Parser::Json, true).await;
+    assert!(missing > 0, "who is asked after its death does not answer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_while_every_operation_goes_on_costs_nothing_else() {
+    every_operation_while_a_node_goes("ops-going-leaves", Parser::MsgPack, false).await;
+}
+
+/// Returns how many answers of the node that went were missing.
+async fn every_operation_while_a_node_goes(name: &str, parser: Parser, crash: bool) -> usize {
+    let setup = Setup::new(name).config(|config| {
+        config.quic.idle_timeout = Duration::from_millis(1500);
+        config.quic.keep_alive = Duration::from_millis(300);
+        config.members.dead_linger_ms = 500;
+        config.members.unheard_ms = 1_000;
+    });
+    let nodes = setup.formed(3).await;
+    let servers = servers(&nodes, parser, &config(crash)).await;
+    let mut clients = Vec::new();
+    for server in &servers {
+        clients.push(server.connect(&["r"]).await);
+    }
+    let stay = BTreeSet::from([clients[0].sid, clients[1].sid]);
+    let select = || servers[0].all().to("r");
+    until_fetched("r", select, 3).await;
+
+    let rounds = AtomicUsize::new(0);
+    let missing_of = |answers: Answers| {
+        for missing in answers.missing() {
+            assert_eq!(missing.node.as_str(), nodes[2].name());
+            assert!(matches!(missing.reason, MissingReason::Left | MissingReason::TimedOut), "{missing}");
+        }
+        answers.missing().len()
+    };
+    let work = async {
+        let mut missing = 0;
+        loop {
+            let round = rounds.fetch_add(1, Ordering::Relaxed);
+            let room = format!("room-{round}");
+            select().join(room.clone()).await.unwrap();
+            let (rooms, answers) = with_answers(select().rooms()).await;
+            let now_missing = missing_of(answers);
+            assert!(rooms.unwrap().iter().any(|joined| **joined == *room), "{room} was joined");
+            select().leave(room).await.unwrap();
+            let (sockets, answers) = with_answers(select().fetch_sockets()).await;
+            let now_missing = now_missing + missing_of(answers);
+            let found: BTreeSet<Sid> = sockets.unwrap().into_iter().map(|socket| socket.data().id).collect();
+            assert!(found.is_superset(&stay), "{found:?}");
+            select().emit("said", &format!("words-{round}-")).await.unwrap();
+            let (sids, answers) = acked(select().timeout(Duration::from_secs(600))).await;
+            let now_missing = now_missing + missing_of(answers);
+            assert!(sids.is_superset(&stay), "{sids:?}");
+            missing += now_missing;
+            if found == stay && sids == stay && now_missing == 0 {
+                return (round, missing);
+            }
+        }
+    };
+    let go = async {
+        eventually("some rounds are over", || rounds.load(Ordering::Relaxed) > 5).await;
+        if crash {
+            nodes[2].gate.cut();
+            nodes[2].stop().await;
+        } else {
+            nodes[2].drain().await;
+        }
+    };
+    let ((last, missing), ()) = soon("the two are alone", async { tokio::join!(work, go) }).await;
+
+    select().disconnect().await.unwrap();
+    assert!(fetched(select()).await.is_empty());
+    for client in &clients[..2] {
+        eventually("the last words are there", || client.heard(format!("words-{last}-").as_bytes())).await;
+        assert!((0..last).all(|round| client.heard(format!("words-{round}-").as_bytes())));
+    }
+    for node in &nodes[..2] {
+        eventually("nothing is pending", || node.pending_requests() == (0, 0)).await;
+    }
+    missing
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@ use smallvec::smallvec;
 
 use super::*;
 use crate::config::Config;
-use crate::core::frame::{Op, PayloadKind, decode_head, frame_len};
+use crate::core::frame::{Op, PayloadKind, decode_body, decode_head, frame_len};
 use crate::core::interest::RoomMode;
 use crate::hub::{Attachment, Inbound};
 use crate::ids::{Incarnation, Seq};
@@ -128,6 +128,38 @@ async fn every_answer_comes_in_order_and_then_the_end() {
     }
     let numbers = |to: usize| (0..to).map(|number| number.to_string()).collect::<Vec<_>>();
     assert_eq!((&of["a"], &of["b"]), (&numbers(3), &numbers(1000)));
+    assert_eq!(asked.missing(), []);
+    nothing_is_left(&pair);
+}
+
+/// Has one short list, at once.
+struct List(u64);
+
+impl Inbound for List {
+    fn deliver(&self, _: &BroadcastHead<'_>, _: &Bytes) {}
+
+    fn request(&self, _: &Request<'_, '_>, reply: &Reply) {
+        reply.answer_list([vec![self.0]]);
+    }
+}
+
+#[tokio::test]
+async fn fronts_of_one_path_share_what_may_be_sent() {
+    let pair = Pair::new(Config::default());
+    let ns = Namespace::new("/chat").unwrap();
+    let lists = [Arc::new(List(1)), Arc::new(List(2))];
+    let _attached = lists.each_ref().map(|list| {
+        let inbound: Weak<dyn Inbound> = Arc::downgrade(&(Arc::clone(list) as Arc<dyn Inbound>));
+        pair.b.attach(&ns, RoomMode::Exact, inbound)
+    });
+    let mut asked = pair.ask(1, None, false);
+    for list in 1..=2 {
+        settle(&pair).await;
+        let answer = asked.next().await.expect("each front answers");
+        assert_eq!(decode_body::<Vec<u64>>(&answer.body), Ok(vec![list]));
+    }
+    settle(&pair).await;
+    assert!(asked.next().await.is_none());
     assert_eq!(asked.missing(), []);
     nothing_is_left(&pair);
 }
