@@ -138,6 +138,9 @@ async fn rooms_that_come_and_go_on_every_node_alternate_and_end_right() {
     let setup = Setup::new("churnrooms").config(|config| config.room_event_buffer = RoomEventBuffer(1 << 17));
     let nodes = setup.formed(3).await;
     let mut early = Open::of(&nodes[0]);
+    let all: Vec<&Live> = nodes.iter().collect();
+    // It hears all three before they begin: else it may be told no more than how things stand in the end.
+    flush(&mut early, &all).await;
     let churn = |node: &Live, seed: u64| {
         let ns = chat(node);
         std::thread::spawn(move || {
@@ -167,7 +170,6 @@ async fn rooms_that_come_and_go_on_every_node_alternate_and_end_right() {
         }
     }
     let members: Vec<Member> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    let all: Vec<&Live> = nodes.iter().collect();
     flush(&mut early, &all).await;
     flush(&mut late, &all).await;
     let expected: BTreeSet<String> =
