@@ -257,8 +257,10 @@ impl Reader {
             let peer = self.peer.id.clone();
             tracing::warn!(node = %self.hub.id, %peer, frames = started.gap, "frames from a peer were lost");
             self.hub.event(Event::Gap { peer, frames: started.gap, outgoing: false });
-            // An answer may have been among them.
-            self.hub.requests.gone(self.peer.slot, MissingReason::Lost);
+            // An answer may have been among them, and that the peer gives up a question. What it asked before, it takes
+            // for lost itself.
+            self.hub.no_answers(&self.peer, MissingReason::Lost);
+            self.peer.serving.cancel_all();
         }
         Ok(())
     }
