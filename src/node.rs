@@ -275,11 +275,11 @@ impl Node {
         let _ = self.inner.actors.membership.send(Drain).await;
         self.inner.gossip.set_leaving().await;
         // Each for itself: one that is away or frozen must not cost the others their goodbye.
-        let deadline = tokio::time::Instant::now() + self.inner.hub.config.link.drain_timeout;
-        // First the emitters: what still comes from them is for the others.
+        let (begun, limit) = (tokio::time::Instant::now(), self.inner.hub.config.link.drain_timeout);
+        // First the emitters: what still comes from them is for the others. They get half of the time.
         let guests = self.inner.hub.guests.close();
-        let late =
-            say_goodbye(guests.clone(), deadline).await + say_goodbye(self.inner.hub.peers(), deadline).await;
+        let late = say_goodbye(guests.clone(), begun + limit / 2).await;
+        let late = late + say_goodbye(self.inner.hub.peers(), begun + limit).await;
         if late > 0 {
             tracing::warn!(node = %self.id(), peers = late, "left before these peers had acknowledged everything");
         }
