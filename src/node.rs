@@ -184,6 +184,11 @@ impl Node {
         watch
     }
 
+    /// As [`watch_rooms`](Self::watch_rooms), as messages to an actor: see [`room_events_to`](Self::room_events_to).
+    pub fn watch_rooms_to(&self, recipient: Recipient<RoomEvent>) {
+        self.until_stopped(listeners::forward(self.watch_rooms(), recipient));
+    }
+
     /// As [`room_events`](Self::room_events), as messages to an actor (of actix 0.13, in any system). May be called from
     /// any thread.
     ///
@@ -290,11 +295,11 @@ impl Node {
         let _ = self.inner.actors.membership.send(Drain).await;
         self.inner.gossip.set_leaving().await;
         // Each for itself: one that is away or frozen must not cost the others their goodbye.
-        let deadline = tokio::time::Instant::now() + self.inner.hub.config.link.drain_timeout;
-        // First the emitters: what still comes from them is for the others.
+        let (begun, limit) = (tokio::time::Instant::now(), self.inner.hub.config.link.drain_timeout);
+        // First the emitters: what still comes from them is for the others. They get half of the time.
         let guests = self.inner.hub.guests.close();
-        let late =
-            say_goodbye(guests.clone(), deadline).await + say_goodbye(self.inner.hub.peers(), deadline).await;
+        let late = say_goodbye(guests.clone(), begun + limit / 2).await;
+        let late = late + say_goodbye(self.inner.hub.peers(), begun + limit).await;
         if late > 0 {
             tracing::warn!(node = %self.id(), peers = late, "left before these peers had acknowledged everything");
         }

@@ -7,6 +7,7 @@ pub(crate) use actix::Recipient;
 use actix::prelude::SendError;
 
 use crate::event::{Event, Events, RoomEvent, RoomEvents};
+use crate::hub::cluster_rooms::RoomWatch;
 
 impl Message for Event {
     type Result = ();
@@ -34,6 +35,14 @@ impl Source for Events {
 }
 
 impl Source for RoomEvents {
+    type Item = RoomEvent;
+
+    async fn next(&mut self) -> Option<RoomEvent> {
+        self.recv().await
+    }
+}
+
+impl Source for RoomWatch {
     type Item = RoomEvent;
 
     async fn next(&mut self) -> Option<RoomEvent> {

@@ -172,9 +172,7 @@ impl Membership {
                 MemberChange::StateChanged { member, was } => {
                     tracing::info!(%node, peer = %member.id, state = ?member.state, ?was, "member state changed");
                     let Member { id, incarnation, state, .. } = member;
-                    if state == MemberState::Dead {
-                        self.no_answers(&id, incarnation);
-                    }
+                    self.found(&id, incarnation, state == MemberState::Dead);
                     self.parts.hub.event(Event::MemberState { id, incarnation, state });
                 }
                 MemberChange::Moved { member, was } => {
@@ -370,10 +368,13 @@ impl Membership {
         });
     }
 
-    /// A peer is dead: nobody waits for its answers any more. What is queued for it is kept, should it come back.
-    fn no_answers(&self, id: &NodeId, incarnation: Incarnation) {
-        if let Some(entry) = self.peers.get(id).filter(|entry| entry.incarnation == incarnation) {
-            self.parts.hub.requests.gone(entry.queue.slot, MissingReason::Left);
+    /// A peer is dead: nobody waits for its answers any more, and nobody begins to. What is queued for it is kept, should
+    /// it come back. Or it is no longer.
+    fn found(&self, id: &NodeId, incarnation: Incarnation, dead: bool) {
+        let Some(entry) = self.peers.get(id).filter(|entry| entry.incarnation == incarnation) else { return };
+        entry.queue.set_dead(dead);
+        if dead {
+            self.parts.hub.no_answers(&entry.queue, MissingReason::Left);
         }
     }
 

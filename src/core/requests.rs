@@ -84,15 +84,16 @@ impl<W: Clone> Requests<W> {
         Some(Settled { waiter: pending.waiter.clone(), last: false })
     }
 
-    /// The peer answers nothing any more: settles all that it owes. Walks over all requests.
-    pub fn gone(&mut self, peer: PeerSlot) -> Vec<Settled<W>> {
+    /// The peer answers nothing any more: settles all that it owes, each with the number of its request. Walks over all
+    /// requests.
+    pub fn gone(&mut self, peer: PeerSlot) -> Vec<(u64, Settled<W>)> {
         let owed: Vec<u64> = self
             .pending
             .iter()
             .filter(|(_, pending)| pending.owing.contains(&peer))
             .map(|(id, _)| *id)
             .collect();
-        owed.into_iter().filter_map(|id| self.settle(id, peer)).collect()
+        owed.into_iter().filter_map(|id| Some((id, self.settle(id, peer)?))).collect()
     }
 
     /// The asker gives up: the request is gone. Returns who still owed an answer.
@@ -193,13 +194,13 @@ mod tests {
                         model.retain(|_, owing| !owing.is_empty());
                     }
                     Step::Gone(peer) => {
-                        let mut settled: Vec<(u64, bool)> =
-                            requests.gone(PeerSlot(peer)).into_iter().map(|s| (s.waiter, s.last)).collect();
+                        let mut settled: Vec<(u64, u64, bool)> =
+                            requests.gone(PeerSlot(peer)).into_iter().map(|(id, s)| (id, s.waiter, s.last)).collect();
                         settled.sort_unstable();
                         let mut expected = Vec::new();
                         for (id, owing) in &mut model {
                             if owing.remove(&peer) {
-                                expected.push((*id, owing.is_empty()));
+                                expected.push((*id, *id, owing.is_empty()));
                             }
                         }
                         prop_assert_eq!(settled, expected);

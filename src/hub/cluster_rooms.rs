@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -63,15 +62,11 @@ async fn tell_all(hub: &Hub, reply: &Reply) -> Result<(), Unwanted> {
     let mut read = 0;
     loop {
         let mut skip: HashMap<Arc<str>, u64> = HashMap::new();
-        let mut paths: Vec<(Arc<str>, Vec<String>)> = Vec::new();
-        hub.each_front(|path, front| {
-            let mut rooms = Vec::new();
-            front.rooms_here(&mut |room, _| {
-                // Under the lock of the front: what was sent up to now has made the list, what is sent later changes it.
-                skip.entry(Arc::clone(path)).or_insert_with(|| read + events.waiting());
-                rooms.push(room.to_owned());
-            });
-            paths.push((Arc::clone(path), rooms));
+        let mut paths: HashMap<Arc<str>, Vec<String>> = HashMap::new();
+        hub.each_room(|path, room| {
+            // Under that lock: what was sent up to now has made the list, what is sent later changes it.
+            skip.entry(Arc::clone(path)).or_insert_with(|| read + events.waiting());
+            paths.entry(Arc::clone(path)).or_default().push(room.to_owned());
         });
         reply.answer(body(&[Told::Begin])).await?;
         for (ns, rooms) in paths {
@@ -137,7 +132,6 @@ fn body(told: &[Told<'_>]) -> Bytes {
 #[derive(Debug)]
 pub struct RoomWatch {
     events: mpsc::Receiver<RoomEvent>,
-    missed: Arc<AtomicU64>,
 }
 
 impl RoomWatch {
@@ -146,32 +140,56 @@ impl RoomWatch {
     ///
     /// Cancel safe: no event is lost when the future is dropped.
     pub async fn recv(&mut self) -> Option<RoomEvent> {
-        if let Ok(event) = self.events.try_recv() {
-            return Some(event);
-        }
-        // Everything before the gap has been read; what comes after it is only sent from now on.
-        match self.missed.swap(0, Ordering::AcqRel) {
-            0 => self.events.recv().await,
-            missed => Some(RoomEvent::Missed(missed)),
-        }
+        self.events.recv().await
     }
 }
 
 /// A watch, and what keeps it up to date: to be run until it ends.
 pub(crate) fn watch(hub: &Arc<Hub>) -> (RoomWatch, impl Future<Output = ()> + Send + use<>) {
-    let (sender, events) = mpsc::channel(hub.config.room_event_buffer.0.clamp(1, 1 << 24));
-    let missed = Arc::<AtomicU64>::default();
+    let (teller, watch) = channel(hub.config.room_event_buffer.0.clamp(1, 1 << 24));
     let watcher = Watcher {
         presence: Presence::new(hub.config.watched_rooms.0),
         hub: Arc::clone(hub),
         nodes: Vec::new(),
         next_key: 0,
         out: Vec::new(),
-        events: sender,
-        missed: Arc::clone(&missed),
+        teller,
         full: false,
     };
-    (RoomWatch { events, missed }, watcher.run())
+    (watch, watcher.run())
+}
+
+fn channel(capacity: usize) -> (Teller, RoomWatch) {
+    let (sender, events) = mpsc::channel(capacity);
+    (Teller { events: sender, missed: 0 }, RoomWatch { events })
+}
+
+/// The side of a watch that tells.
+struct Teller {
+    events: mpsc::Sender<RoomEvent>,
+    /// Events that are missing after what was sent last.
+    missed: u64,
+}
+
+impl Teller {
+    fn tell(&mut self, event: RoomEvent) {
+        self.tell_missed();
+        // What comes after a gap is sent behind the word of it.
+        if self.missed > 0 || self.events.try_send(event).is_err() {
+            self.missed += 1;
+        }
+    }
+
+    /// Says how many are missing, once the listener has read half of what waits: not after each event that it reads.
+    fn tell_missed(&mut self) {
+        let enough = self.events.max_capacity().div_ceil(2);
+        if self.missed > 0
+            && self.events.capacity() >= enough
+            && self.events.try_send(RoomEvent::Missed(self.missed)).is_ok()
+        {
+            self.missed = 0;
+        }
+    }
 }
 
 struct Watcher {
@@ -181,8 +199,7 @@ struct Watcher {
     next_key: NodeKey,
     /// What follows from what was told, not sent yet.
     out: Vec<Transition>,
-    events: mpsc::Sender<RoomEvent>,
-    missed: Arc<AtomicU64>,
+    teller: Teller,
     /// Whether it was logged that there are too many rooms.
     full: bool,
 }
@@ -201,12 +218,15 @@ impl Watcher {
         let mut changes = self.hub.events.subscribe();
         let mut retry = interval(RETRY);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let closed = self.events.clone();
+        let closed = self.teller.events.clone();
         loop {
             tokio::select! {
                 () = closed.closed() => return,
                 () = poll_fn(|cx| self.poll(cx)) => {}
-                _ = retry.tick() => self.look(),
+                _ = retry.tick() => {
+                    self.look();
+                    self.teller.tell_missed();
+                }
                 change = changes.recv() => match change {
                     Ok(Event::LinkUp { .. }) => self.look(),
                     Err(broadcast::error::RecvError::Closed) => return,
@@ -278,15 +298,10 @@ impl Watcher {
 
     fn send(&mut self) {
         for transition in self.out.drain(..) {
-            let event = match transition {
+            self.teller.tell(match transition {
                 Transition::Opened { ns, room } => RoomEvent::RoomOpened { ns, room },
                 Transition::Closed { ns, room } => RoomEvent::RoomClosed { ns, room },
-            };
-            // What comes after a gap is sent when the listener has read up to it.
-            let behind = self.missed.load(Ordering::Acquire) > 0;
-            if behind || self.events.try_send(event).is_err() {
-                self.missed.fetch_add(1, Ordering::AcqRel);
-            }
+            });
         }
         if self.presence.refused() > 0 && !std::mem::replace(&mut self.full, true) {
             let limit = self.hub.config.watched_rooms.0;
@@ -331,4 +346,37 @@ fn apply(presence: &mut Presence, node: NodeKey, body: &[u8], out: &mut Vec<Tran
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said to be missing is missing at that place, however the two sides overtake each other.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_gap_is_told_at_its_place() {
+        const EVENTS: u64 = 300_000;
+        let (mut teller, mut watch) = channel(1);
+        let telling = tokio::task::spawn_blocking(move || {
+            for number in 0..EVENTS {
+                teller.tell(RoomEvent::RoomOpened { ns: "/".into(), room: number.to_string().into() });
+            }
+            while teller.missed > 0 {
+                teller.tell_missed();
+            }
+        });
+        let mut next = 0;
+        while let Some(event) = watch.recv().await {
+            match event {
+                RoomEvent::RoomOpened { room, .. } => {
+                    assert_eq!(*room, *next.to_string());
+                    next += 1;
+                }
+                RoomEvent::Missed(missed) => next += missed,
+                other => panic!("{other:?}"),
+            }
+        }
+        telling.await.unwrap();
+        assert_eq!(next, EVENTS);
+    }
 }

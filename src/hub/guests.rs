@@ -20,8 +20,8 @@ use crate::quic::handshake::Card;
 
 /// The bit of a volatile message in the flags of a frame.
 const VOLATILE: u8 = 0x04;
-/// One emitter may have this part of the questions of a node: others, and the node itself, keep the rest.
-const SHARE_OF_REQUESTS: usize = 16;
+/// All emitters together may have this part of the questions of a node, each the same: the node itself keeps the rest.
+const SHARE_OF_REQUESTS: usize = 2;
 
 /// The emitters that are linked to this node, and those whose link broke a moment ago.
 #[derive(Default)]
@@ -178,7 +178,8 @@ impl Hub {
         payload: &Bytes,
     ) {
         let link = &self.config.link;
-        let limit = link.max_serving_per_peer.min((link.max_requests / SHARE_OF_REQUESTS).max(1));
+        let share = link.max_requests / SHARE_OF_REQUESTS / link.max_emitters.max(1);
+        let limit = link.max_serving_per_peer.min(share.max(1));
         let Some(reply) = self.reply_to(from, head, limit) else { return };
         let Some(route) = Route::of(&head.to) else { return reply.end_as(EndStatus::NoNamespace) };
         let targets = match head.op {

@@ -418,11 +418,14 @@ impl Hub {
         fronts.filter_map(|front| front.inbound.upgrade()).collect()
     }
 
-    /// Every front here, with its path.
-    pub(crate) fn each_front(&self, mut each: impl FnMut(&Arc<str>, &dyn Inbound)) {
+    /// Every room here, with its path. `each` is called under the lock under which the events of the path are told: what
+    /// it is told, and the room events from then on, fit together. It must not come back to the hub or a front.
+    pub(crate) fn each_room(&self, mut each: impl FnMut(&Arc<str>, &str)) {
         let fronts = self.fronts.load();
         for (path, list) in fronts.iter() {
-            list.iter().filter_map(|front| front.inbound.upgrade()).for_each(|front| each(path, &*front));
+            let Some(Front { rooms, .. }) = list.first() else { continue };
+            let alive: Vec<_> = list.iter().filter_map(|front| front.inbound.upgrade()).collect();
+            rooms.each(&alive, &mut |room| each(path, room));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The queue of one peer: what fronts put in and its link takes out. One bound, one writer; a slow peer delays nobody
 //! else.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +11,7 @@ use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
-use crate::core::frame::{Head, Resume};
+use crate::core::frame::{Head, Resume, encode_head};
 use crate::core::inbox::Inbox;
 use crate::core::link::LinkState;
 use crate::core::outbox::{Outbox, Resumed};
@@ -19,6 +20,10 @@ use crate::hub::lock;
 use crate::hub::requests::Serving;
 use crate::ids::{Incarnation, NodeId, PeerSlot, Seq};
 use crate::quic::handshake::CloseCode;
+
+/// The most small frames that wait for room in the queue of one peer. Cost: about 6 MiB, for a peer that does not read and
+/// has asked, or been asked, so many questions.
+const MAX_LATE: usize = 65_536;
 
 /// The connection under a link: sends what may be dropped, without a queue of ours.
 pub(crate) trait LinkPath: Send + Sync + 'static {
@@ -80,6 +85,8 @@ pub(crate) struct PeerQueue {
     pub(crate) advertise: SocketAddr,
     outbox: Mutex<Outbox>,
     limit_bytes: usize,
+    /// Small frames that must get there and found the queue full, oldest first.
+    late: Mutex<VecDeque<Bytes>>,
     /// The inbox, while no link reads.
     inbox: Mutex<Option<Inbox>>,
     /// Wakes the writer: frames, interest or an acknowledgement are due.
@@ -94,6 +101,8 @@ pub(crate) struct PeerQueue {
     /// When the link came up, in milliseconds of the node's clock.
     pub(crate) link_since_ms: AtomicU64,
     closed: AtomicBool,
+    /// The peer was found dead. It may come back.
+    dead: AtomicBool,
     /// This node leaves: the link says goodbye when everything is sent.
     leaving: AtomicBool,
     /// The node has said its last word on the link of an emitter: nothing that comes after is applied.
@@ -164,6 +173,7 @@ impl PeerQueue {
             advertise,
             outbox: Mutex::new(Outbox::new(epoch, limit_bytes)),
             limit_bytes,
+            late: Mutex::default(),
             inbox: Mutex::new(Some(Inbox::new())),
             wake: Notify::new(),
             space: Notify::new(),
@@ -172,6 +182,7 @@ impl PeerQueue {
             state: AtomicU8::new(0),
             link_since_ms: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             parted: AtomicBool::new(false),
             applied: AtomicU64::new(0),
@@ -212,6 +223,32 @@ impl PeerQueue {
             self.wake.notify_one();
         }
         Ok(seq)
+    }
+
+    /// Keeps a small frame for which the queue has no room. Says whether it is the only one: then the caller sees to it
+    /// that it is queued. Without `begins` nobody could.
+    pub(crate) fn tell_later(&self, head: &Head<'_>, begins: bool) -> Result<bool, DropReason> {
+        let mut frame = BytesMut::new();
+        let encoded = encode_head(head, 0, &mut frame);
+        let mut late = lock(&self.late);
+        let first = late.is_empty();
+        if encoded.is_err() || late.len() >= MAX_LATE || (first && !begins) {
+            return Err(DropReason::QueueFull);
+        }
+        late.push_back(frame.freeze());
+        Ok(first)
+    }
+
+    /// The oldest frame that waits for room.
+    pub(crate) fn late(&self) -> Option<Bytes> {
+        lock(&self.late).front().cloned()
+    }
+
+    /// That one is queued, or the peer is gone. Returns whether more wait.
+    pub(crate) fn told_late(&self) -> bool {
+        let mut late = lock(&self.late);
+        late.pop_front();
+        !late.is_empty()
     }
 
     /// Sends a frame now, or not at all.
@@ -394,7 +431,14 @@ impl PeerQueue {
     /// What to tell the peer on a new link.
     pub(crate) fn own_resume(&self) -> Resume {
         let epoch = lock(&self.outbox).epoch();
-        lock(&self.inbox).as_ref().map_or(Resume { epoch, received: None }, |inbox| inbox.resume(epoch))
+        let resume = lock(&self.inbox).as_ref().map(|inbox| inbox.resume(epoch));
+        let mut resume = resume.unwrap_or(Resume { epoch, received: None });
+        if let (PeerRole::Guest, Some((_, received))) = (self.role, &mut resume.received) {
+            // What this says counts as acknowledged: no more than what the other nodes have. The rest comes again, and is
+            // dropped by its number.
+            *received = (*received).min(self.applied.load(Ordering::Acquire));
+        }
+        resume
     }
 
     /// Lends the inbox to the reader of a link. One link reads at a time.
@@ -422,6 +466,16 @@ impl PeerQueue {
             }
             notified.await;
         }
+    }
+
+    /// The peer was found dead, or alive.
+    pub(crate) fn set_dead(&self, dead: bool) {
+        self.dead.store(dead, Ordering::Release);
+    }
+
+    /// Whether it was found dead and has not come back.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire) && self.path.load().is_none()
     }
 
     /// Whether this node leaves.

@@ -189,10 +189,14 @@ impl RequestTable {
         note(settled, slot, reason);
     }
 
-    /// The peer answers nothing any more.
-    pub(crate) fn gone(&self, slot: PeerSlot, reason: MissingReason) {
+    /// The peer answers nothing any more. Returns the questions that it owed answers to.
+    pub(crate) fn gone(&self, slot: PeerSlot, reason: MissingReason) -> Vec<u64> {
         let settled = lock(&self.pending).gone(slot);
-        settled.into_iter().for_each(|settled| note(Some(settled), slot, Some(reason)));
+        let note = |(id, settled)| {
+            note(Some(settled), slot, Some(reason));
+            id
+        };
+        settled.into_iter().map(note).collect()
     }
 
     /// An answer of a peer; false when nobody waits for it any more.
@@ -307,7 +311,7 @@ impl Asked {
             if slot == PeerSlot::SELF {
                 hub.requests.here.grant(id, answers);
             } else if lock(&hub.requests.pending).waiter(id, slot).is_some() {
-                hub.tell(slot, &Head::Credit { id, answers });
+                hub.tell_slot(slot, &Head::Credit { id, answers });
             }
         }
     }
@@ -318,7 +322,7 @@ impl Asked {
             if *slot == PeerSlot::SELF {
                 self.hub.requests.here.cancel(self.id);
             } else {
-                self.hub.tell(*slot, &Head::Cancel { id: self.id });
+                self.hub.tell_slot(*slot, &Head::Cancel { id: self.id });
             }
         }
         let mut state = lock(&self.waiter.state);
@@ -411,7 +415,7 @@ impl Serving {
             hub: Arc::clone(hub),
             to,
             id,
-            credit: Semaphore::new(credit.max(1) as usize),
+            credit: Semaphore::new((credit.max(1) as usize).min(Semaphore::MAX_PERMITS / 2)),
             closed: Notify::new(),
             status: AtomicU8::new(EndStatus::Done as u8),
         });
@@ -492,11 +496,25 @@ impl Reply {
     pub(crate) async fn answer(&self, body: Bytes) -> Result<(), Unwanted> {
         let Some(inner) = &self.inner else { return Err(Unwanted) };
         let permit = inner.credit.acquire().await.map_err(|_| Unwanted)?;
-        if let ReplyTo::Peer(peer) = &inner.to {
+        let ReplyTo::Peer(peer) = &inner.to else {
+            permit.forget();
+            inner.send(body);
+            return Ok(());
+        };
+        let sent = loop {
             peer.writable(body.len() + 64).await;
-        }
+            if inner.credit.is_closed() {
+                return Err(Unwanted);
+            }
+            match inner.hub.offer(peer, &Head::Answer { id: inner.id }, &body) {
+                // Others who waited for room have taken it.
+                Err(DropReason::QueueFull) => {}
+                sent => break sent,
+            }
+        };
         permit.forget();
-        if !inner.send(body) {
+        if let Err(reason) = sent {
+            inner.hub.count_drop(peer, reason);
             self.end_as(EndStatus::Failed);
         }
         Ok(())
@@ -563,7 +581,10 @@ impl ReplyInner {
                 waiter.push(PeerSlot::SELF, body);
                 true
             }
-            ReplyTo::Peer(peer) => self.hub.push_to(peer, &Head::Answer { id: self.id }, &body).is_ok(),
+            ReplyTo::Peer(peer) => {
+                let sent = self.hub.offer(peer, &Head::Answer { id: self.id }, &body);
+                sent.inspect_err(|reason| self.hub.count_drop(peer, *reason)).is_ok()
+            }
         }
     }
 
@@ -584,22 +605,10 @@ impl Drop for ReplyInner {
             ReplyTo::Peer(peer) => {
                 lock(&peer.serving.replies).remove(&id);
                 if !self.credit.is_closed() {
-                    end(&self.hub, peer, id, status);
+                    self.hub.tell(peer, &Head::End { id, status });
                 }
             }
         }
-    }
-}
-
-/// Tells a peer that this node has answered: as soon as its queue has room.
-fn end(hub: &Arc<Hub>, peer: &Arc<PeerQueue>, id: u64, status: EndStatus) {
-    let sent = hub.push_to(peer, &Head::End { id, status }, &Bytes::new());
-    if let (Err(DropReason::QueueFull), Ok(runtime)) = (sent, Handle::try_current()) {
-        let (hub, peer) = (Arc::clone(hub), Arc::clone(peer));
-        runtime.spawn(async move {
-            peer.writable(64).await;
-            let _ = hub.push_to(&peer, &Head::End { id, status }, &Bytes::new());
-        });
     }
 }
 
@@ -640,6 +649,12 @@ impl Hub {
             if let Some(reply) = reply {
                 self.serve(&Request { from: &self.id, head: &head, payload }, &reply);
             }
+        }
+        // Who was found dead answers no more. After the question was opened: of whom it is found later settles it, too.
+        let (dead, peers): (SmallVec<[_; 4]>, SmallVec<[_; 4]>) =
+            peers.into_iter().partition(|peer| peer.is_dead());
+        for peer in dead {
+            self.requests.settle(id, peer.slot, Some(MissingReason::Left));
         }
         if !peers.is_empty() {
             let frame = Head::Request(head.clone());
@@ -721,7 +736,7 @@ impl Hub {
         let reply = from.serving.begin(self, to, head.id, head.credit, limit);
         if reply.is_none() {
             count(&self.counters.requests_refused, 1);
-            end(self, from, head.id, EndStatus::Busy);
+            self.tell(from, &Head::End { id: head.id, status: EndStatus::Busy });
         }
         reply
     }
@@ -793,25 +808,70 @@ impl Hub {
                 }
                 Err(reason) => reason,
             };
-            count(&self.counters.drops, 1);
-            peer.count_drop(reason);
+            self.count_drop(peer, reason);
             Some((peer, reason))
         };
         peers.iter().filter_map(push).collect()
     }
 
-    /// Queues one frame for one peer.
-    fn push_to(&self, peer: &Arc<PeerQueue>, head: &Head<'_>, payload: &Bytes) -> Result<(), DropReason> {
-        self.push_all(std::slice::from_ref(peer), head, payload)
-            .first()
-            .map_or(Ok(()), |(_, reason)| Err(*reason))
+    /// Queues one frame for one peer; what is not queued is not counted.
+    fn offer(&self, peer: &PeerQueue, head: &Head<'_>, payload: &Bytes) -> Result<(), DropReason> {
+        let mut encoded = BytesMut::new();
+        let fits = encode_head(head, payload.len(), &mut encoded).is_ok()
+            && encoded.len() + payload.len() <= self.limits.max_frame_bytes + LENGTH_BYTES;
+        if fits {
+            peer.push(&encoded, payload, || self.now_ms()).map(drop)
+        } else {
+            Err(DropReason::TooLarge)
+        }
     }
 
-    /// Queues a frame without payload for the peer in a slot, if there is one.
-    fn tell(&self, slot: PeerSlot, head: &Head<'_>) {
+    fn count_drop(&self, peer: &PeerQueue, reason: DropReason) {
+        count(&self.counters.drops, 1);
+        peer.count_drop(reason);
+    }
+
+    /// Queues a small frame that must get there, without payload: when the queue is full, as soon as it has room.
+    fn tell(self: &Arc<Self>, peer: &Arc<PeerQueue>, head: &Head<'_>) {
+        let Err(mut reason) = self.offer(peer, head, &Bytes::new()) else { return };
+        if reason == DropReason::QueueFull {
+            let runtime = Handle::try_current();
+            match (peer.tell_later(head, runtime.is_ok()), runtime) {
+                (Ok(true), Ok(runtime)) => {
+                    runtime.spawn(tell_late(Arc::clone(self), Arc::clone(peer)));
+                    return;
+                }
+                (Ok(_), _) => return,
+                (Err(full), _) => reason = full,
+            }
+        }
+        self.count_drop(peer, reason);
+    }
+
+    /// As [`tell`](Self::tell), to the peer in a slot, if there is one.
+    fn tell_slot(self: &Arc<Self>, slot: PeerSlot, head: &Head<'_>) {
         let peer = self.peers.load().get(usize::from(slot.0)).cloned().flatten();
         if let Some(peer) = peer {
-            let _ = self.push_to(&peer, head, &Bytes::new());
+            self.tell(&peer, head);
+        }
+    }
+
+    /// The answers of a peer that is still there are not to be waited for: settles what it owes, and has it answer no more.
+    pub(crate) fn no_answers(self: &Arc<Self>, peer: &Arc<PeerQueue>, reason: MissingReason) {
+        for id in self.requests.gone(peer.slot, reason) {
+            self.tell(peer, &Head::Cancel { id });
+        }
+    }
+}
+
+/// Queues what had no room, in order.
+async fn tell_late(hub: Arc<Hub>, peer: Arc<PeerQueue>) {
+    while let Some(frame) = peer.late() {
+        peer.writable(frame.len()).await;
+        let pushed = peer.push(&frame, &Bytes::new(), || hub.now_ms());
+        // Who finds nothing waiting begins anew.
+        if pushed != Err(DropReason::QueueFull) && !peer.told_late() {
+            return;
         }
     }
 }

@@ -131,6 +131,18 @@ impl PathRooms {
         }
     }
 
+    /// Each room, under the lock under which its events are told. `fronts` are those of the path.
+    pub(super) fn each(&self, fronts: &[Arc<dyn Inbound>], each: &mut dyn FnMut(&str)) {
+        // Nobody begins to share the path meanwhile.
+        let _sharing = lock(&self.sharing);
+        if self.shared.load(Ordering::Acquire) {
+            // Not front by front: a room may move from one that is not listed yet to one that is.
+            lock(&self.fronts).keys().for_each(|room| each(room));
+            return;
+        }
+        fronts.iter().for_each(|front| front.rooms_here(&mut |room, _| each(room)));
+    }
+
     /// A front that could not be asked for its rooms before can be from now on.
     pub(super) fn placed(&self) {
         // Whoever shares the path afterwards finds the front; whoever did before is seen by it.
@@ -315,6 +327,28 @@ mod tests {
             "join-room",
         ];
         assert_eq!(names(&feed, events).await, expected);
+    }
+
+    #[test]
+    fn the_rooms_of_a_path_are_listed_once_whoever_has_them() {
+        let (_feed, path) = path(4);
+        let (one, two) = (Front::new(1, &path), Front::new(2, &path));
+        let fronts: [Arc<dyn Inbound>; 2] = [Arc::clone(&one) as _, Arc::clone(&two) as _];
+        let listed = || {
+            let mut rooms = Vec::new();
+            path.each(&fronts, &mut |room| rooms.push(room.to_owned()));
+            rooms.sort();
+            rooms
+        };
+        one.join("lobby");
+        assert_eq!(listed(), ["lobby"]);
+        path.share(&[(1, Arc::clone(&one) as Arc<dyn Inbound>)]);
+        two.join("lobby");
+        two.join("hall");
+        assert_eq!(listed(), ["hall", "lobby"]);
+        one.leave("lobby");
+        two.leave("hall");
+        assert_eq!(listed(), ["lobby"]);
     }
 
     /// The second front comes while the first has joins and leaves under way.

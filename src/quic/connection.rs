@@ -100,8 +100,11 @@ pub(crate) async fn run(
         return LinkError::Violation("another link of this peer still reads".into());
     };
 
-    // What was applied of another link may be counted from another memory of the peer: see `Reader::start`.
-    peer.applied.store(0, Ordering::Release);
+    if peer.role != PeerRole::Guest {
+        // What was applied of another link may be counted from another memory of the peer: see `Reader::start`. The numbers
+        // of an emitter only grow.
+        peer.applied.store(0, Ordering::Release);
+    }
     peer.relayed.store(0, Ordering::Release);
     let (resume_tx, resume_rx) = oneshot::channel();
     let signals = Arc::new(Signals::default());

@@ -253,15 +253,19 @@ impl Reader {
         }
         self.epoch = self.theirs;
         let started = self.inbox.inbox.start(self.epoch, Seq(first));
-        // Only now is it clear which frames the number counts.
-        self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
+        if self.peer.role != PeerRole::Guest {
+            // Only now is it clear which frames the number counts.
+            self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
+        }
         if started.gap > 0 {
             count(&self.peer.counters.gap_received, started.gap);
             let peer = self.peer.id.clone();
             tracing::warn!(node = %self.hub.id, %peer, frames = started.gap, "frames from a peer were lost");
             self.hub.event(Event::Gap { peer, frames: started.gap, outgoing: false });
-            // An answer may have been among them.
-            self.hub.requests.gone(self.peer.slot, MissingReason::Lost);
+            // An answer may have been among them, and that the peer gives up a question. What it asked before, it takes
+            // for lost itself.
+            self.hub.no_answers(&self.peer, MissingReason::Lost);
+            self.peer.serving.cancel_all();
         }
         Ok(())
     }

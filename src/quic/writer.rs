@@ -51,7 +51,7 @@ impl Writer {
             tracing::warn!(node = %self.hub.id, %peer, frames, "frames for a peer were lost");
             self.hub.event(Event::Gap { peer, frames, outgoing: true });
             // A question may have been among them.
-            self.hub.requests.gone(self.peer.slot, MissingReason::Lost);
+            self.hub.no_answers(&self.peer, MissingReason::Lost);
         }
         push_head(&Head::Start { first: resumed.first.0 }, &mut out)?;
 

@@ -1,7 +1,9 @@
 //! Rooms that open and close in the whole cluster, as a watching node hears of them.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
+use actix::{Actor, Context, Handler};
 use cluster_tests::cluster::formed;
 use cluster_tests::wait::soon;
 use cluster_tests::{Live, Setup, eventually};
@@ -138,6 +140,9 @@ async fn rooms_that_come_and_go_on_every_node_alternate_and_end_right() {
     let setup = Setup::new("churnrooms").config(|config| config.room_event_buffer = RoomEventBuffer(1 << 17));
     let nodes = setup.formed(3).await;
     let mut early = Open::of(&nodes[0]);
+    let all: Vec<&Live> = nodes.iter().collect();
+    // It hears all three before they begin: else it may be told no more than how things stand in the end.
+    flush(&mut early, &all).await;
     let churn = |node: &Live, seed: u64| {
         let ns = chat(node);
         std::thread::spawn(move || {
@@ -167,7 +172,6 @@ async fn rooms_that_come_and_go_on_every_node_alternate_and_end_right() {
         }
     }
     let members: Vec<Member> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    let all: Vec<&Live> = nodes.iter().collect();
     flush(&mut early, &all).await;
     flush(&mut late, &all).await;
     let expected: BTreeSet<String> =
@@ -218,4 +222,43 @@ async fn who_is_too_slow_is_told_how_many_are_missing_and_who_watches_too_much_h
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Writes down the names of what it hears.
+struct Listener(Arc<Mutex<Vec<String>>>);
+
+impl Actor for Listener {
+    type Context = Context<Self>;
+}
+
+impl Handler<RoomEvent> for Listener {
+    type Result = ();
+
+    fn handle(&mut self, event: RoomEvent, _: &mut Self::Context) {
+        let (_, room) = event.place().unwrap();
+        self.0.lock().unwrap().push(format!("{} {room}", event.name()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn actors_hear_of_the_rooms_of_the_cluster() {
+    let nodes = Setup::new("actorrooms").formed(2).await;
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (tell, told) = std::sync::mpsc::channel();
+    let heard = Arc::clone(&seen);
+    let actors = std::thread::spawn(move || {
+        let runner = actix::System::new();
+        runner.block_on(async move {
+            tell.send((actix::System::current(), Listener(heard).start().recipient())).unwrap();
+        });
+        runner.run().unwrap();
+    });
+    let (system, recipient) = told.recv().unwrap();
+    nodes[0].watch_rooms_to(recipient);
+    let far = member(&chat(&nodes[1]), &["far"]);
+    eventually("it has opened", || *seen.lock().unwrap() == ["room-opened far"]).await;
+    drop(far);
+    eventually("it is closed", || *seen.lock().unwrap() == ["room-opened far", "room-closed far"]).await;
+    system.stop();
+    actors.join().unwrap();
 }

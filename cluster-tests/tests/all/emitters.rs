@@ -320,6 +320,7 @@ async fn a_link_that_is_cut_for_a_moment_resumes_and_loses_nothing() {
     let nodes = setup.formed(2).await;
     let recorder = Recorder::new();
     let _member = member(&nodes[1], &recorder, &["lobby"]);
+    nodes[1].settled().await;
     let gate = Gate::bind(([127, 0, 0, 1], 0).into()).unwrap();
     let builder =
         builder(&setup, &nodes).move_after(Duration::from_secs(10)).socket(Arc::clone(&gate) as Arc<_>);
@@ -555,4 +556,46 @@ async fn packets<P: Debug>(client: &mut tokio::sync::mpsc::Receiver<P>, count: u
         }
     }
     packets
+}
+
+/// Orders and events for servers, with members of the plain API.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_ordered_is_done_on_every_node() {
+    let setup = Setup::new("em-orders");
+    let nodes = setup.formed(3).await;
+    let recorder = Recorder::new();
+    let members: Vec<Member> = nodes.iter().map(|node| member(node, &recorder, &["lobby"])).collect();
+    let heard = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let _handlers: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            let (heard, name) = (heard.clone(), node.name().to_owned());
+            let reload = move |event: roomcast::ServerEvent<String>| {
+                heard.lock().unwrap().push(format!("{name} {}", event.data));
+                async {}
+            };
+            node.on_server_event("reload", reload).unwrap()
+        })
+        .collect();
+    // The room, and the one in which nodes with handlers are.
+    rooms_known(&nodes, 2).await;
+    let emitter = builder(&setup, &nodes).connect().await.unwrap();
+    emitter.of("/chat").to("lobby").join(["hall", "attic"]).unwrap();
+    emitter.of("/chat").to("lobby").leave("attic").unwrap();
+    emitter.server_side_emit("reload", "all").unwrap();
+    emitter.flush().await.unwrap();
+    for member in &members {
+        assert_eq!(member.rooms().len(), 2, "{:?}", member.rooms());
+    }
+    // The node of the link asks those of which it has heard that they have the room.
+    rooms_known(&nodes, 3).await;
+    let answers = soon("an answer", emitter.of("/chat").to("hall").sockets()).await.unwrap();
+    assert_eq!((answers.value.len(), answers.missing.len()), (3, 0));
+    let rooms = soon("an answer", emitter.of("/chat").rooms()).await.unwrap();
+    assert_eq!(rooms.value, [("hall".to_owned(), 3), ("lobby".to_owned(), 3)]);
+    eventually("every server heard it", || heard.lock().unwrap().len() == 3).await;
+    emitter.of("/chat").to("hall").disconnect().unwrap();
+    emitter.flush().await.unwrap();
+    let answers = soon("an answer", emitter.of("/chat").count()).await.unwrap();
+    assert_eq!((answers.value, answers.missing.len()), (0, 0));
 }

@@ -3,6 +3,7 @@ use smallvec::smallvec;
 use super::*;
 use crate::config::Config;
 use crate::core::frame::{Head, LENGTH_BYTES, PayloadKind, decode_body, decode_head, encode_body, frame_len};
+use crate::core::inbox::Verdict;
 use crate::core::interest::RoomMode;
 use crate::hub::requests::{Request, everyone};
 use crate::hub::{Attachment, Inbound};
@@ -163,12 +164,12 @@ async fn an_emitter_that_gives_up_or_goes_leaves_no_question_behind() {
 #[tokio::test]
 async fn limits_are_answered_not_exceeded() {
     let mut config = Config::default();
-    (config.link.max_emitters, config.link.max_requests) = (1, 32);
+    (config.link.max_emitters, config.link.max_requests) = (1, 4);
     let node = node(config);
     let refused = node.hub.guests.admit(&node.hub, &card("f", 1)).map(drop);
     assert_eq!(refused, Err(LinkError::TooManyEmitters { limit: 1 }));
     assert!(node.hub.guests.admit(&node.hub, &card("e", 1)).is_ok(), "the same run again");
-    // A sixteenth of the questions of the node.
+    // Half of the questions of the node, for all emitters together.
     for id in 1..=3 {
         node.hub.request(&node.guest.queue, &question(id), &Bytes::new());
     }
@@ -201,4 +202,23 @@ fn reasons_survive_the_wire() {
         assert_eq!(missing_from(&name, number), Some(Missing { node: node.clone(), reason }));
     }
     assert_eq!(missing_from("b", 200).map(|missing| missing.reason), Some(MissingReason::Failed));
+}
+
+/// What a node says to an emitter that comes back counts as acknowledged there: it must not be more than the others have.
+#[test]
+fn who_comes_back_is_told_what_the_others_have_and_not_what_came() {
+    let hub = Hub::new(NodeId::new("a").unwrap(), Incarnation(1), Config::default());
+    let guest = &hub.guests.admit(&hub, &card("e", 1)).unwrap().queue;
+    assert_eq!(guest.own_resume().received, None);
+    let mut lent = guest.lend_inbox().unwrap();
+    lent.inbox.start(7, Seq(1));
+    (0..10).for_each(|_| assert_eq!(lent.inbox.accept(), Verdict::Deliver));
+    drop(lent);
+    guest.applied.store(4, Ordering::Release);
+    assert_eq!(guest.own_resume().received, Some((7, 4)));
+    // It sends the rest again.
+    let mut lent = guest.lend_inbox().unwrap();
+    lent.inbox.start(7, Seq(5));
+    (5..=10).for_each(|_| assert_eq!(lent.inbox.accept(), Verdict::Duplicate));
+    assert_eq!(lent.inbox.accept(), Verdict::Deliver);
 }

@@ -373,3 +373,111 @@ async fn a_node_whose_answers_cannot_be_read_is_missing_once() {
     let node = NodeId::new("b").unwrap();
     assert_eq!(asked.missing(), [Missing { node, reason: MissingReason::Failed }]);
 }
+
+#[tokio::test]
+async fn who_was_found_dead_is_not_asked_and_not_waited_for() {
+    let pair = Pair::new(Config::default());
+    let _front = attach(&pair.b, 1);
+    pair.to_b.set_dead(true);
+    let mut asked = pair.ask(8, None, false);
+    assert!(asked.next().await.is_none());
+    let node = NodeId::new("b").unwrap();
+    assert_eq!(asked.missing(), [Missing { node, reason: MissingReason::Left }]);
+    assert_eq!(pair.carry(), 0);
+    pair.to_b.set_dead(false);
+    let mut asked = pair.ask(8, None, false);
+    settle(&pair).await;
+    assert!(asked.next().await.is_some() && asked.next().await.is_none());
+    nothing_is_left(&pair);
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_waited_for_any_more_ends_its_answers() {
+    let pair = Pair::new(Config::default());
+    let _front = attach(&pair.b, 1_000_000);
+    let mut asked = pair.ask(4, None, false);
+    settle(&pair).await;
+    assert_eq!(pair.to_a.serving.len(), 1);
+    pair.a.no_answers(&pair.to_b, MissingReason::Lost);
+    while asked.next().await.is_some() {}
+    assert_eq!(asked.missing()[0].reason, MissingReason::Lost);
+    settle(&pair).await;
+    nothing_is_left(&pair);
+}
+
+/// Fills a queue with one frame that means nothing.
+fn fill(hub: &Arc<Hub>, queue: &PeerQueue) {
+    let payload = Bytes::from(vec![0; (1 << 20) - 8]);
+    hub.offer(queue, &Head::Answer { id: u64::MAX }, &payload).unwrap();
+    assert_eq!(hub.offer(queue, &Head::Cancel { id: 1 }, &Bytes::new()), Err(DropReason::QueueFull));
+}
+
+#[tokio::test]
+async fn a_full_queue_delays_what_keeps_questions_going_and_loses_none_of_it() {
+    let pair = Pair::new(Config::default());
+    let _front = attach(&pair.b, 100);
+    let mut asked = pair.ask(8, None, false);
+    let given_up = pair.ask(8, None, false);
+    settle(&pair).await;
+    fill(&pair.a, &pair.to_b);
+    drop(given_up);
+    for _ in 0..8 {
+        assert!(asked.next().await.is_some());
+    }
+    let mut answers = 8;
+    loop {
+        settle(&pair).await;
+        if asked.next().await.is_none() {
+            break;
+        }
+        answers += 1;
+    }
+    assert_eq!((answers, asked.missing()), (100, vec![]));
+    nothing_is_left(&pair);
+    assert!(pair.to_b.late().is_none());
+}
+
+#[tokio::test]
+async fn what_waits_for_room_is_bounded() {
+    let pair = Pair::new(Config::default());
+    fill(&pair.a, &pair.to_b);
+    for id in 0..70_000 {
+        pair.a.tell(&pair.to_b, &Head::Cancel { id });
+    }
+    assert_eq!(pair.a.counters.drops.load(Ordering::Relaxed), 70_000 - 65_536);
+    settle(&pair).await;
+    assert!(pair.to_b.late().is_none());
+}
+
+/// Answers each question with one answer that takes more than half of the queue.
+struct Large;
+
+impl Inbound for Large {
+    fn deliver(&self, _: &BroadcastHead<'_>, _: &Bytes) {}
+
+    fn request(&self, _: &Request<'_, '_>, reply: &Reply) {
+        let reply = reply.clone();
+        tokio::spawn(async move { reply.answer(Bytes::from(vec![7; 600 << 10])).await });
+    }
+}
+
+#[tokio::test]
+async fn answers_that_wait_for_the_same_room_all_go() {
+    let pair = Pair::new(Config::default());
+    let front: Arc<dyn Inbound> = Arc::new(Large);
+    let ns = Namespace::new("/chat").unwrap();
+    let _attachment = pair.b.attach(&ns, RoomMode::Exact, Arc::downgrade(&front));
+    fill(&pair.b, &pair.to_a);
+    let asked: Vec<_> = (0..3).map(|_| pair.ask(1, None, false)).collect();
+    pass(&pair.to_b, &pair.b, &pair.to_a);
+    for _ in 0..5 {
+        tokio::task::yield_now().await;
+    }
+    settle(&pair).await;
+    for mut asked in asked {
+        assert_eq!(asked.next().await.map(|answer| answer.body.len()), Some(600 << 10));
+        assert!(asked.next().await.is_none());
+        assert_eq!(asked.missing(), []);
+    }
+    nothing_is_left(&pair);
+}

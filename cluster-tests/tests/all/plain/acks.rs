@@ -9,7 +9,9 @@ use super::*;
 /// Contract 7: who dies settles its share at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_killed_while_it_is_asked_is_named() {
-    let mut nodes = Setup::new("killed").formed(3).await;
+    // Long: what is kept for the dead node is kept to the end of the test.
+    let setup = Setup::new("killed").config(|config| config.link.resume_window = LONG);
+    let mut nodes = setup.formed(3).await;
     let handles = open(&nodes);
     let kept = Kept::default();
     let _members = [
@@ -33,6 +35,13 @@ async fn a_node_that_is_killed_while_it_is_asked_is_named() {
     assert_eq!(soon("the end, before the timeout", acks.next()).await, None);
     let missing = acks.missing();
     assert_eq!((missing.len(), &missing[0].node, missing[0].reason), (1, &id, MissingReason::Left));
+    // It is known to be dead: nobody waits for it a second time.
+    let mut acks = handles[0].all().emit_with_ack("y", LONG).unwrap();
+    for _ in 0..2 {
+        assert!(soon("an acknowledgement", acks.next()).await.is_some());
+    }
+    assert_eq!(soon("the end, before the timeout", acks.next()).await, None);
+    assert_eq!(acks.missing(), missing);
     for node in &nodes {
         eventually("nothing is left", || node.pending_requests() == (0, 0)).await;
     }
