@@ -161,7 +161,9 @@ impl Node {
     /// for each transition that this node sees; after a split is healed, only what differs is said.
     ///
     /// Each watch asks every node for the names of its rooms and holds them (see
-    /// [`Config::watched_rooms`](crate::Config::watched_rooms)): watch on the few nodes that need it. Rooms of socketioxide
+    /// [`Config::watched_rooms`](crate::Config::watched_rooms)): watch on the few nodes that need it. A node
+    /// that is asked lists its rooms at first and whenever the watch has fallen behind; joins and leaves there wait while one
+    /// front is listed. Rooms of socketioxide
     /// are those that [`room_events`](Self::room_events) covers.
     ///
     /// ```no_run

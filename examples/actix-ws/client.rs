@@ -69,7 +69,8 @@ async fn serve(session: Session, messages: AggregatedMessageStream, chat: Data<C
     let (to_client, lost) = (queue.clone(), Arc::clone(&missed));
     // Runs on the task that emits or reads a link: it must not wait.
     let member = chat.rooms.connect(move |message: Bytes| {
-        if to_client.try_send(message).is_err() {
+        // A copy: one from another node shares the buffer of its link, which must not be kept while it waits here.
+        if to_client.try_send(Bytes::copy_from_slice(&message)).is_err() {
             lost.fetch_add(1, Ordering::Relaxed);
         }
     });

@@ -1,4 +1,6 @@
-use std::sync::atomic::AtomicUsize;
+use std::collections::HashMap;
+use std::sync::Weak;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smallvec::smallvec;
 
