@@ -46,9 +46,8 @@ async fn link(command: &ClusterCommand, secret: ClusterSecret) -> Result<Output,
     };
     let builder = Emitter::builder().cluster(&command.cluster).seeds(&command.seeds).secret(secret);
     // A little less, so that the reason is said and not only that the time is over.
-    let within = command.timeout.mul_f32(0.9);
-    let builder =
-        builder.parser(parser).connect_timeout(within).request_timeout(command.timeout.mul_f32(0.7));
+    let within = command.timeout * 9 / 10;
+    let builder = builder.parser(parser).connect_timeout(within).request_timeout(command.timeout * 7 / 10);
     let emitter = builder.connect().await.map_err(|error| format!("failed to {error}"))?;
     let output = act(&emitter, command).await.map_err(|error| format!("failed to {error}"))?;
     emitter.close().await.map_err(|lost| format!("failed to {lost}; look before you repeat it"))?;
