@@ -5,12 +5,23 @@
 //! ```
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use roomcast::{ClusterSecret, Emitter};
 use serde_json::json;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("emitter: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let (Some(seed), Some(room)) = (args.next(), args.next()) else {
         return Err("usage: emitter SEED ROOM [TEXT]".into());

@@ -72,6 +72,9 @@ pub enum LinkError {
     /// No connection: nobody answers there, or it broke. Dialled again with backoff.
     #[error("connection lost: {0}")]
     Lost(String),
+    /// The name of a seed has no address now. Looked up again with backoff.
+    #[error("look up the name: {0}")]
+    Unresolved(String),
     /// The other side refused the connection or its certificate was refused. Dialled again with backoff.
     #[error("{0}")]
     Tls(String),

@@ -3,6 +3,30 @@
 //! Every server is a node. Nodes find each other by gossip, keep one QUIC connection per pair, tell each other which
 //! rooms they have members in, and send each broadcast straight to the nodes that need it.
 //!
+//! ```no_run
+//! # async fn doc() -> Result<(), Box<dyn std::error::Error>> {
+//! use roomcast::{ClusterSecret, Node};
+//!
+//! let node = Node::builder()
+//!     .cluster("chat-prod")
+//!     .id("chat-0")
+//!     .listen("0.0.0.0:7946")
+//!     .seeds(["roomcast-peers.default.svc.cluster.local.:7946"])
+//!     .secret(ClusterSecret::from_env("ROOMCAST_SECRET")?)
+//!     .start()
+//!     .await?;
+//! let chat = node.namespace("/chat")?;
+//! let member = chat.connect(|message| println!("{message:?}"));
+//! member.join("lobby")?;
+//! chat.to("lobby").emit("hello")?;
+//! println!("{} in the lobby", *chat.room_size("lobby").await?);
+//! node.drain().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Servers on socketioxide use the module `socketioxide`, processes that are no servers an [`Emitter`].
+//!
 //! # Layout
 //!
 //! * [`node`]: builder, start, ready, drain, stop.

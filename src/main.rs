@@ -211,7 +211,10 @@ fn body(mut answer: Vec<u8>) -> io::Result<Vec<u8>> {
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap_or_default();
     if !status.starts_with("HTTP/1.") || status.split(' ').nth(1) != Some("200") {
-        return Err(bad(format!("the answer is {:?}, not 200", status.chars().take(80).collect::<String>())));
+        return Err(bad(format!(
+            "the answer is {:?}, not 200: is that the address of the status endpoint?",
+            status.chars().take(80).collect::<String>()
+        )));
     }
     answer.drain(..end + 4);
     let length = lines

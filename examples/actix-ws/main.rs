@@ -32,6 +32,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::client::{Chat, connect};
 
+/// Shown by `--help`.
+const USAGE: &str = "\
+Without arguments: two nodes in this process, http://127.0.0.1:8081 and 8082.
+One node per process, with one secret in ROOMCAST_SECRET or a file:
+  actix_ws --id NAME --http ADDR --listen ADDR [--seed HOST:PORT]... [--secret-file FILE]";
+
 /// How long a client may take to go, and, in whole seconds, all of them when the server stops.
 const CLOSE: Duration = Duration::from_secs(3);
 
@@ -144,6 +150,10 @@ impl Args {
     fn parse(mut line: impl Iterator<Item = String>) -> Result<Self, BoxError> {
         let mut args = Self::local("", 0, Vec::new());
         while let Some(flag) = line.next() {
+            if flag == "--help" || flag == "-h" {
+                println!("{USAGE}");
+                std::process::exit(0);
+            }
             let value = line.next().ok_or_else(|| format!("read the arguments: {flag} needs a value"))?;
             match flag.as_str() {
                 "--id" => args.id = value,

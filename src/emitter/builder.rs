@@ -8,7 +8,7 @@ use std::time::Duration;
 use quinn::AsyncUdpSocket;
 use tokio::sync::watch;
 
-use super::link::{Failed, Link};
+use super::link::{Failed, Link, NOBODY};
 use super::{ConnectError, Emitter, EmitterState, Inner, Parser};
 use crate::config::Config;
 use crate::error::StartError;
@@ -152,7 +152,7 @@ impl EmitterBuilder {
             () = tokio::time::sleep(within) => {}
         }
         let last = failed.borrow().as_ref().map(|failed| failed.text.clone());
-        let last = last.unwrap_or_else(|| "nobody answered".to_owned());
+        let last = last.unwrap_or_else(|| NOBODY.to_owned());
         Err(ConnectError::Unreachable { within, last })
     }
 

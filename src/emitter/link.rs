@@ -26,6 +26,10 @@ use crate::quic::handshake::{self, Card, CloseCode, Greeted};
 
 use super::EmitterState;
 
+/// What is said when no address has answered.
+pub(super) const NOBODY: &str =
+    "nobody answered; give the UDP address that a node listens on, and let UDP through";
+
 /// How long a dial is waited for before the next address is dialled as well.
 const STAGGER: Duration = Duration::from_millis(250);
 
@@ -197,8 +201,10 @@ impl Link {
                 Ok((_, Ok(found))) if !found.is_empty() => {
                     addrs.extend(found.into_iter().take(MAX_ADDRESSES))
                 }
-                Ok((seed, Ok(_))) => failed.push((seed, LinkError::Lost("the name has no address".into()))),
-                Ok((seed, Err(error))) => failed.push((seed, LinkError::Lost(error.to_string()))),
+                Ok((seed, Ok(_))) => {
+                    failed.push((seed, LinkError::Unresolved("the name has no address".into())))
+                }
+                Ok((seed, Err(error))) => failed.push((seed, LinkError::Unresolved(error.to_string()))),
                 Err(_) => {}
             }
         }
@@ -282,7 +288,7 @@ impl Link {
         let refused = !failed.is_empty() && failed.iter().all(|(_, error)| final_reason(error));
         let text =
             failed.iter().map(|(addr, error)| format!("{addr}: {error}")).collect::<Vec<_>>().join("; ");
-        let text = if text.is_empty() { "nobody answered".to_owned() } else { text };
+        let text = if text.is_empty() { NOBODY.to_owned() } else { text };
         let changed = self.failed.borrow().as_ref().is_none_or(|before| before.text != text);
         if changed {
             tracing::warn!(node = %self.hub.id, reason = %text, "no node takes this emitter");

@@ -22,8 +22,9 @@ pub(super) fn run(command: &ClusterCommand) -> Result<Output, String> {
         None => ClusterSecret::from_env("ROOMCAST_SECRET"),
     };
     let secret = secret.map_err(|error| {
-        let hint = "put the secret of the cluster into ROOMCAST_SECRET, or give --secret-file FILE";
-        format!("failed to {error}; {hint}")
+        format!(
+            "failed to {error} (here it is the secret that the cluster has already, or --secret-file FILE)"
+        )
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| format!("failed to start: {error}"))?;
@@ -46,9 +47,8 @@ async fn link(command: &ClusterCommand, secret: ClusterSecret) -> Result<Output,
     };
     let builder = Emitter::builder().cluster(&command.cluster).seeds(&command.seeds).secret(secret);
     // A little less, so that the reason is said and not only that the time is over.
-    let within = command.timeout.mul_f32(0.9);
-    let builder =
-        builder.parser(parser).connect_timeout(within).request_timeout(command.timeout.mul_f32(0.7));
+    let within = command.timeout * 9 / 10;
+    let builder = builder.parser(parser).connect_timeout(within).request_timeout(command.timeout * 7 / 10);
     let emitter = builder.connect().await.map_err(|error| format!("failed to {error}"))?;
     let output = act(&emitter, command).await.map_err(|error| format!("failed to {error}"))?;
     emitter.close().await.map_err(|lost| format!("failed to {lost}; look before you repeat it"))?;

@@ -112,7 +112,8 @@ pub struct LinkReport {
     pub interest_version_held: u64,
     /// The version of this node's interest that the peer has acknowledged. See [`InterestReport::version`].
     pub interest_version_acknowledged: u64,
-    /// The rooms that the peer advertises, as held here.
+    /// The rooms that the peer advertises, as held here. Beside rooms with members it advertises one for each Socket.IO
+    /// server, and for each exact namespace one that stands for everyone and one where server events are handled.
     pub rooms: u64,
     /// Frames for the peer that are queued or not acknowledged.
     pub queue_frames: u64,
