@@ -8,6 +8,7 @@
 mod browser;
 mod clients;
 mod cluster_rooms;
+mod compat;
 mod emitters;
 mod events;
 mod examples;

@@ -20,9 +20,9 @@ use socketioxide::socket::Sid;
 
 use super::sockets::{ACKED, ASKED, NS, Parser, Server, client};
 
-type Acks = AckStream<Bytes, Adapter>;
+pub(crate) type Acks = AckStream<Bytes, Adapter>;
 
-async fn collect(acks: Acks) -> Vec<(Sid, Result<Bytes, AckError>)> {
+pub(crate) async fn collect(acks: Acks) -> Vec<(Sid, Result<Bytes, AckError>)> {
     let (mut acks, mut got) = (pin!(acks), Vec::new());
     while let Some(ack) = poll_fn(|cx| acks.as_mut().poll_next(cx)).await {
         got.push(ack);
@@ -31,7 +31,7 @@ async fn collect(acks: Acks) -> Vec<(Sid, Result<Bytes, AckError>)> {
 }
 
 /// Who acknowledged with what the clients send, each once.
-async fn acked(operator: BroadcastOperators<Adapter>) -> (BTreeSet<Sid>, Answers) {
+pub(crate) async fn acked(operator: BroadcastOperators<Adapter>) -> (BTreeSet<Sid>, Answers) {
     let (acks, answers) = with_answers(operator.emit_with_ack("ask", &ASKED)).await;
     let acks = collect(acks.unwrap()).await;
     let sids: BTreeSet<Sid> = acks.iter().map(|(sid, _)| *sid).collect();
@@ -42,18 +42,22 @@ async fn acked(operator: BroadcastOperators<Adapter>) -> (BTreeSet<Sid>, Answers
     (sids, answers)
 }
 
-async fn fetched(operator: BroadcastOperators<Adapter>) -> BTreeSet<Sid> {
+pub(crate) async fn fetched(operator: BroadcastOperators<Adapter>) -> BTreeSet<Sid> {
     let (sockets, answers) = with_answers(operator.fetch_sockets()).await;
     assert!(answers.is_complete(), "{answers:?}");
     sockets.unwrap().into_iter().map(|socket| socket.data().id).collect()
 }
 
-async fn rooms(operator: BroadcastOperators<Adapter>) -> BTreeSet<String> {
+pub(crate) async fn rooms(operator: BroadcastOperators<Adapter>) -> BTreeSet<String> {
     operator.rooms().await.unwrap().into_iter().map(String::from).collect()
 }
 
 /// Waits until a selection has so many sockets: joins elsewhere are known here after a moment.
-async fn until_fetched(what: &str, select: impl Fn() -> BroadcastOperators<Adapter>, count: usize) {
+pub(crate) async fn until_fetched(
+    what: &str,
+    select: impl Fn() -> BroadcastOperators<Adapter>,
+    count: usize,
+) {
     let wait = async {
         while fetched(select()).await.len() != count {
             tokio::time::sleep(Duration::from_millis(5)).await;
