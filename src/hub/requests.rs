@@ -25,7 +25,9 @@ use crate::ids::{Namespace, NodeId, PeerSlot, RoomKey, Seq};
 
 use reply::ReplyTo;
 pub(crate) use reply::{Reply, Serving, Unwanted};
-pub(crate) use wait::{Asked, RequestTable, Standing};
+#[cfg(feature = "socketioxide")]
+pub(crate) use wait::Standing;
+pub(crate) use wait::{Asked, RequestTable};
 use wait::{Waiter, Waiting};
 
 /// How much longer than its timeout a question waits for the answers of other nodes: those apply the timeout, too, and
