@@ -252,7 +252,7 @@ fn count_losses(mut events: Events) -> Arc<AtomicU64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_loses_nothing_for_who_is_there() {
     const MESSAGES: u64 = 500;
-    let setup = patient("partly").config(|config| config.link.drain_timeout = Duration::from_secs(3));
+    let setup = patient("partly").config(|config| config.link.drain_timeout = Duration::from_secs(10));
     // The one that leaves acknowledges nothing of itself: only its goodbye says what it has applied.
     let quiet = setup.clone().config(|config| config.link.heartbeat = Duration::from_secs(600));
     let seat = setup.seat(0);
