@@ -70,7 +70,8 @@ async fn what_is_emitted_reaches_members_of_all_nodes_once() {
     // It is no member and no server, and is gone as soon as it has said goodbye.
     formed(&nodes).await;
     assert!(nodes.iter().all(|node| node.members().len() == 3 && node.report().links.len() == 2));
-    assert_eq!(nodes.iter().map(|node| node.emitters()).sum::<usize>(), 1);
+    // A second dial that came too late may be at another node for a moment.
+    eventually("it is at one node", || nodes.iter().map(|node| node.emitters()).sum::<usize>() == 1).await;
     emitter.close().await.unwrap();
     assert_eq!(emitter.state(), EmitterState::Closed);
     assert_eq!(chat.emit_bytes(stamp("e", 104)), Err(EmitterError::Closed));
