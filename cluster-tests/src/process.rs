@@ -259,7 +259,8 @@ mod tests {
         process.line("ready").await;
         process.terminate().await;
         assert_eq!(process.end().await.code(), Some(4));
-        let mut process = shell("sleep 60");
+        // Not a child of the shell, which would keep its output open.
+        let mut process = shell("exec sleep 60");
         process.kill().await;
         assert_eq!(process.end().await.code(), None);
     }
