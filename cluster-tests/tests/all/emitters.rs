@@ -333,6 +333,8 @@ async fn a_link_that_is_cut_for_a_moment_resumes_and_loses_nothing() {
         }
     };
     emit(1..=1000);
+    // Before the first frame is sent it may as well move: nothing is under way.
+    eventually("the first has come", || recorder.has("e", 1)).await;
     gate.cut();
     emit(1001..=2000);
     eventually("the link is down", || emitter.state() == EmitterState::Searching).await;
