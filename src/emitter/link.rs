@@ -238,7 +238,10 @@ impl Link {
             tokio::select! {
                 biased;
                 Some(done) = dials.join_next() => match done {
-                    Ok((_, Ok(greeted))) => return Ok(greeted),
+                    Ok((_, Ok(greeted))) => {
+                        tokio::spawn(decline(dials, greeted.theirs.id.clone(), greeted.theirs.incarnation));
+                        return Ok(greeted);
+                    }
                     Ok((addr, Err(error))) => {
                         failed.push((addr, error));
                         next_at = Instant::now();
@@ -294,6 +297,22 @@ impl Link {
             tracing::warn!(node = %self.hub.id, reason = %text, "no node takes this emitter");
         }
         self.failed.send_replace(Some(Failed { text, refused }));
+    }
+}
+
+/// Says goodbye to nodes that took this emitter too late, so that they keep no place for it. The node that was first may
+/// be among them by another address: it keeps its place.
+async fn decline(
+    mut dials: JoinSet<(SocketAddr, Result<Greeted, LinkError>)>,
+    id: NodeId,
+    incarnation: Incarnation,
+) {
+    while let Some(done) = dials.join_next().await {
+        if let Ok((_, Ok(late))) = done
+            && (&late.theirs.id, late.theirs.incarnation) != (&id, incarnation)
+        {
+            CloseCode::Left.close(&late.conn, "another node was first");
+        }
     }
 }
 
