@@ -335,6 +335,12 @@ impl Node {
         });
     }
 
+    /// The runs of other nodes that something is queued for: for tests that follow every message.
+    #[doc(hidden)]
+    pub fn peers(&self) -> Vec<(NodeId, Incarnation)> {
+        self.inner.hub.peers().iter().map(|peer| (peer.id.clone(), peer.incarnation)).collect()
+    }
+
     /// Questions of this node that wait for answers, and questions that are being answered here: for tests that nothing is
     /// left behind.
     #[doc(hidden)]

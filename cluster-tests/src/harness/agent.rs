@@ -1,0 +1,156 @@
+//! What runs beside each node: one member that joins, emits numbered messages, and records what it gets.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use roomcast::status::Report;
+use roomcast::{Event, Events, Member, Node};
+use tokio::task::JoinHandle;
+
+use super::ground::{Answer, Ask};
+use super::history::What;
+
+/// The namespace of the member.
+pub const NAMESPACE: &str = "/agent";
+
+/// Takes what happened, with the time that the ground has.
+pub type Record = Arc<dyn Fn(What) + Send + Sync>;
+
+/// The agent of one run of a node.
+pub struct Agent {
+    node: Node,
+    member: Member,
+    record: Record,
+    emitter: Arc<Emitter>,
+    traffic: Option<JoinHandle<()>>,
+    events: JoinHandle<()>,
+}
+
+/// Emits messages whose numbers grow in the order in which they are emitted.
+struct Emitter {
+    node: Node,
+    number: Mutex<u64>,
+    index: usize,
+    record: Record,
+}
+
+impl Agent {
+    /// Connects the member and records from now on. Must be called on the runtime of the node.
+    pub fn new(node: Node, index: usize, record: Record) -> Self {
+        let ns = node.namespace(NAMESPACE).expect("a short path");
+        let heard = Arc::clone(&record);
+        let member = ns.connect(move |message: Bytes| match unstamp(&message) {
+            Some((from, run, number)) => heard(What::Delivered { from, run, number }),
+            None => heard(What::Event(format!("a message that nobody emitted: {message:?}"))),
+        });
+        let emitter =
+            Emitter { node: node.clone(), number: Mutex::new(0), index, record: Arc::clone(&record) };
+        record(What::Started);
+        let events = tokio::spawn(record_events(node.events(), Arc::clone(&record)));
+        Self { node, member, record, emitter: Arc::new(emitter), traffic: None, events }
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Does what a test asks. Never waits for other nodes.
+    pub fn ask(&mut self, ask: Ask) -> Answer {
+        match ask {
+            Ask::Join(room) => self.join(room),
+            Ask::JoinMany(prefix, count) => {
+                (0..count).for_each(|number| self.join(format!("{prefix}-{number}")))
+            }
+            Ask::Leave(room) => {
+                self.member.leave(&room);
+                (self.record)(What::Quit(room));
+            }
+            Ask::Settle => {
+                let (settled, record) = (self.member.settled(), Arc::clone(&self.record));
+                tokio::spawn(async move {
+                    settled.await;
+                    record(What::Settled);
+                });
+            }
+            Ask::Emit(room, count, bytes) => (0..count).for_each(|_| self.emitter.emit(&room, bytes)),
+            Ask::Traffic(room, every_ms, bytes) => {
+                let emitter = Arc::clone(&self.emitter);
+                let traffic = tokio::spawn(async move {
+                    // After a freeze, what was not emitted meanwhile is not made up for.
+                    let mut tick = tokio::time::interval(Duration::from_millis(every_ms.max(1)));
+                    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+                    loop {
+                        tick.tick().await;
+                        emitter.emit(&room, bytes);
+                    }
+                });
+                self.quiet();
+                self.traffic = Some(traffic);
+            }
+            Ask::Quiet => self.quiet(),
+            Ask::Report => return Answer::Report(Box::new(Report::collect(&self.node))),
+        }
+        Answer::Done
+    }
+
+    fn join(&self, room: String) {
+        self.member.join(&room).expect("a short name");
+        (self.record)(What::Joined(room));
+    }
+
+    fn quiet(&mut self) {
+        if let Some(traffic) = self.traffic.take() {
+            traffic.abort();
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.quiet();
+        self.events.abort();
+    }
+}
+
+impl Emitter {
+    fn emit(&self, room: &str, bytes: usize) {
+        let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
+        *number += 1;
+        let run = self.node.incarnation().0;
+        let message = stamp(self.index, run, *number, bytes);
+        let ns = self.node.namespace(NAMESPACE).expect("a short path");
+        let before = self.node.peers();
+        let receipt = ns.to(room).emit(message).expect("a short room");
+        let after = self.node.peers();
+        let peers = before.into_iter().filter(|peer| after.contains(peer));
+        let peers = peers.map(|(id, run)| (id.to_string(), run.0)).collect();
+        let dropped =
+            receipt.dropped.iter().map(|(id, reason)| (id.to_string(), reason.to_string())).collect();
+        (self.record)(What::Emitted { number: *number, room: room.to_owned(), peers, dropped });
+    }
+}
+
+async fn record_events(mut events: Events, record: Record) {
+    while let Some(event) = events.recv().await {
+        record(match event {
+            Event::Gap { peer, frames, outgoing } => What::Gap { peer: peer.to_string(), frames, outgoing },
+            other => What::Event(format!("{other:?}")),
+        });
+    }
+}
+
+/// The message `number` of a run of a node, filled up to `bytes` bytes.
+fn stamp(node: usize, run: u64, number: u64, bytes: usize) -> Bytes {
+    let mut message = format!("{node} {run} {number} ").into_bytes();
+    message.resize(bytes.max(message.len()), b'.');
+    message.into()
+}
+
+/// What [`stamp`] wrote.
+fn unstamp(message: &[u8]) -> Option<(usize, u64, u64)> {
+    let text = std::str::from_utf8(message).ok()?;
+    let mut words = text.split(' ');
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+}
