@@ -1,6 +1,7 @@
 //! Rooms that open and close in the whole cluster, as a watching node hears of them.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use actix::{Actor, Context, Handler};
@@ -55,10 +56,12 @@ fn member(ns: &Namespace, rooms: &[&str]) -> Member {
     member
 }
 
-/// Waits until all that was told has arrived: a room of its own, opened and closed on each node, comes after it.
+/// Waits until all that was told has arrived: a room of its own, opened and closed on each node, comes after it. Each time
+/// it is another room, because who is behind may still have to hear of the one before.
 async fn flush(open: &mut Open, nodes: &[&Live]) {
+    static ROUND: AtomicU64 = AtomicU64::new(0);
     for node in nodes {
-        let name = format!("flush-{}", node.name());
+        let name = format!("flush-{}-{}", node.name(), ROUND.fetch_add(1, Ordering::Relaxed));
         let last = member(&node.namespace("/flush").unwrap(), &[&name]);
         while !open.rooms.contains(&format!("/flush {name}")) {
             open.take().await;
