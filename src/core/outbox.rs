@@ -5,6 +5,13 @@
 //! one write of many frames; a large payload is held as a reference that all peers share. In such a buffer the head of a
 //! broadcast that is that of the broadcast before is not repeated. The first broadcast of each has its own, so that any of
 //! them can be the first of a link.
+//!
+//! Frames that are given up before they were sent leave a hole in the numbers. Where sending comes to one, a
+//! [`Head::Start`] with the next number goes out, and the frames of the hole are counted as lost.
+
+#[cfg(test)]
+mod model;
+mod ranges;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -12,7 +19,8 @@ use std::ops::Range;
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::{SmallVec, smallvec};
 
-use crate::core::frame::{AGAIN, BROADCAST, LENGTH_BYTES, Resume, reread_broadcast};
+use self::ranges::Ranges;
+use crate::core::frame::{AGAIN, BROADCAST, Head, LENGTH_BYTES, Resume, encode_head, reread_broadcast};
 use crate::ids::Seq;
 
 /// Payloads up to this size are copied into the shared buffer; larger ones are held by reference.
@@ -24,28 +32,59 @@ const BUFFER_BYTES: usize = 16 * 1024;
 /// The counted frames for one run of one peer.
 ///
 /// Commands: [`push`](Self::push), then [`take`](Self::take) what is not sent yet, [`ack`](Self::ack) what the peer
-/// has applied. When a link comes up: [`resume`](Self::resume) first. While there is none: [`expire`](Self::expire).
+/// has applied. When a link comes up: [`resume`](Self::resume) first; when it has ended: [`link_ended`](Self::link_ended).
+/// While there is none: [`expire`](Self::expire); while there is one: [`expire_unsent`](Self::expire_unsent).
 #[derive(Debug)]
 pub struct Outbox {
     epoch: u64,
     limit_bytes: usize,
-    /// Sent and unsent frames, oldest first; the unsent ones begin at `unsent`.
-    chunks: VecDeque<Chunk>,
-    unsent: usize,
+    /// Whether the oldest frames make room at the limit; else the newest is refused.
+    drop_oldest: bool,
+    /// Whether a link stands: what was sent over it may have been applied.
+    linked: bool,
+    /// Frames that were sent on this link, oldest first.
+    under_way: VecDeque<Chunk>,
+    /// Frames that are to be sent, oldest first; after a break also those that were sent before.
+    waiting: VecDeque<Chunk>,
     /// Small frames that are not sent yet and still gather.
     open: BytesMut,
     open_count: u32,
     open_since_ms: u64,
     /// Where the last whole head of a broadcast stands in `open`; empty for none.
     open_head: Range<usize>,
-    /// The bytes in `chunks` and `open`.
+    /// The bytes in `under_way`, `waiting` and `open`, and those in `under_way` alone.
     bytes: usize,
+    bytes_under_way: usize,
+    /// The frames held.
+    frames: u64,
+    /// The numbers above `acked` that were counted as lost, so that none is counted twice.
+    counted: Ranges,
+    given_up: GivenUp,
     /// The epoch that the peer gave last: another one is another memory.
     peer_memory: Option<u64>,
     /// The last number given out, sent, and acknowledged or given up.
     last: Seq,
     sent: Seq,
     acked: Seq,
+}
+
+/// Frames that were queued and not kept until they were acknowledged, by reason. They count as lost, too, as soon as it is
+/// clear that the peer lacks them.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct GivenUp {
+    /// To make room for newer ones (`drop_oldest`).
+    pub displaced: u64,
+    /// Because they were older than the limit.
+    pub expired: u64,
+}
+
+/// What [`Outbox::take`] took.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// The bytes of the frames.
+    pub bytes: usize,
+    /// Frames that are left out from here on, not counted before: they are lost.
+    pub lost: u64,
 }
 
 /// Some frames with consecutive numbers.
@@ -79,12 +118,16 @@ pub struct Resumed {
 /// Why a frame for one peer was not queued. Counted per peer and reason; other peers are not affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum DropReason {
-    /// The peer's queue is at its bound in bytes. This frame was dropped (`drop_newest`).
+    /// The peer's queue is at its bound in bytes. This frame was dropped (`drop_newest`, and what cannot wait or displace
+    /// enough).
     #[error("queue full")]
     QueueFull,
     /// The frame is over the size limit of a frame. Dropped for every peer.
     #[error("frame too large")]
     TooLarge,
+    /// The peer's queue had no room until the deadline of the policy `wait`. This frame was dropped.
+    #[error("queue still full at the deadline")]
+    WaitedTooLong,
     /// A volatile frame found no room in the connection, or no connection. Dropped.
     #[error("volatile and not writable")]
     NotWritable,
@@ -100,18 +143,29 @@ impl Outbox {
         Self {
             epoch,
             limit_bytes,
-            chunks: VecDeque::new(),
-            unsent: 0,
+            drop_oldest: false,
+            linked: false,
+            under_way: VecDeque::new(),
+            waiting: VecDeque::new(),
             open: BytesMut::new(),
             open_count: 0,
             open_since_ms: 0,
             open_head: 0..0,
             bytes: 0,
+            bytes_under_way: 0,
+            frames: 0,
+            counted: Ranges::default(),
+            given_up: GivenUp::default(),
             peer_memory: None,
             last: Seq(0),
             sent: Seq(0),
             acked: Seq(0),
         }
+    }
+
+    /// At the limit the oldest frames make room: those that were not sent yet while a link stands, else the oldest held.
+    pub fn dropping_oldest(self, drop_oldest: bool) -> Self {
+        Self { drop_oldest, ..self }
     }
 
     /// The epoch that was given.
@@ -131,7 +185,12 @@ impl Outbox {
 
     /// The frames held.
     pub fn len(&self) -> u64 {
-        self.last.0 + 1 - self.held_from().0
+        self.frames
+    }
+
+    /// The frames that were given up so far.
+    pub fn given_up(&self) -> GivenUp {
+        self.given_up
     }
 
     /// Whether nothing is held.
@@ -139,12 +198,12 @@ impl Outbox {
         self.bytes == 0
     }
 
-    /// Whether frames wait to be sent.
+    /// Whether frames wait to be sent, or the peer is to be told that they never come.
     pub fn has_unsent(&self) -> bool {
-        self.open_count > 0 || self.unsent < self.chunks.len()
+        self.sent < self.last
     }
 
-    /// The frames that wait to be sent.
+    /// The frames that wait to be sent, those included that the peer is to be told of only.
     pub fn unsent(&self) -> u64 {
         self.last.0 - self.sent.0
     }
@@ -153,8 +212,9 @@ impl Outbox {
     /// payload.
     ///
     /// # Errors
-    /// [`DropReason::QueueFull`] when the frame with its head would go over the limit (`drop_newest`): it has no number
-    /// and is gone. An empty outbox takes any frame, so that no frame is too large for every outbox.
+    /// [`DropReason::QueueFull`] when the frame with its head would go over the limit, and no older frames may make enough
+    /// room for it: it has no number and is gone. An empty outbox takes any frame, so that no frame is too large for every
+    /// outbox.
     pub fn push(&mut self, head: &[u8], payload: &Bytes, now_ms: u64) -> Result<Seq, DropReason> {
         self.push_at(head, payload, || now_ms)
     }
@@ -171,7 +231,7 @@ impl Outbox {
         now_ms: impl FnOnce() -> u64,
     ) -> Result<Seq, DropReason> {
         let len = head.len() + payload.len();
-        if self.bytes + len > self.limit_bytes && self.bytes > 0 {
+        if self.bytes + len > self.limit_bytes && self.bytes > 0 && !self.make_room(len) {
             return Err(DropReason::QueueFull);
         }
         let large = payload.len() > INLINE_BYTES;
@@ -179,10 +239,11 @@ impl Outbox {
             self.close_open();
         }
         self.last = self.last.next();
+        self.frames += 1;
         if large {
             self.bytes += len;
             let parts = smallvec![Bytes::copy_from_slice(head), payload.clone()];
-            self.chunks.push_back(Chunk { first: self.last, count: 1, since_ms: now_ms(), parts });
+            self.waiting.push_back(Chunk { first: self.last, count: 1, since_ms: now_ms(), parts });
             return Ok(self.last);
         }
         if self.open_count == 0 {
@@ -208,16 +269,22 @@ impl Outbox {
         Ok(self.last)
     }
 
-    /// Moves unsent frames to `out`, in order, until it holds `max_bytes` or nothing is left; at least one chunk.
-    pub fn take(&mut self, max_bytes: usize, out: &mut Vec<Bytes>) -> usize {
+    /// Moves unsent frames to `out`, in order, until it holds `max_bytes` or nothing is left; at least one chunk. Where
+    /// frames were given up, a [`Head::Start`] says how the numbers go on.
+    pub fn take(&mut self, max_bytes: usize, out: &mut Vec<Bytes>) -> Taken {
         self.close_open();
-        let mut taken = 0;
-        while taken < max_bytes {
-            let Some(chunk) = self.chunks.get(self.unsent) else { break };
+        let mut taken = Taken::default();
+        while taken.bytes < max_bytes {
+            let Some(chunk) = self.waiting.pop_front() else { break };
+            self.jump_to(chunk.first, &mut taken, out);
             out.extend(chunk.parts.iter().cloned());
-            taken += chunk.len();
+            taken.bytes += chunk.len();
+            self.bytes_under_way += chunk.len();
             self.sent = chunk.last();
-            self.unsent += 1;
+            self.under_way.push_back(chunk);
+        }
+        if self.waiting.is_empty() {
+            self.jump_to(self.last.next(), &mut taken, out);
         }
         taken
     }
@@ -229,13 +296,10 @@ impl Outbox {
             return;
         }
         self.acked = seq;
-        while let Some(chunk) = self.chunks.front() {
-            if chunk.last() > seq {
-                break;
-            }
-            self.bytes -= chunk.len();
-            self.chunks.pop_front();
-            self.unsent = self.unsent.saturating_sub(1);
+        self.counted.forget(seq.0);
+        while let Some(chunk) = self.under_way.pop_front_if(|chunk| chunk.last() <= seq) {
+            self.bytes_under_way -= chunk.len();
+            self.let_go(&chunk);
         }
     }
 
@@ -253,18 +317,23 @@ impl Outbox {
             _ if same_memory && !remembered => self.acked,
             _ => self.sent,
         };
-        let mut lost = if remembered || same_memory { 0 } else { self.sent.0 - self.acked.0 };
+        let mut lost = if remembered || same_memory { 0 } else { self.under_way() };
         self.ack(wanted);
-        self.trim_front(wanted);
+        self.send_again(wanted);
         self.acked = self.acked.max(wanted);
-        self.unsent = 0;
-        self.sent = wanted;
         let first = self.held_from();
-        lost += first.0.saturating_sub(wanted.0 + 1);
+        lost += self.counted.missing_in(wanted.0 + 1..first.0);
         self.sent = Seq(first.0 - 1);
         // What is lost is settled, too, should this link break before the peer hears where it begins.
         self.acked = self.sent;
+        self.counted.forget(self.acked.0);
+        self.linked = true;
         Resumed { first, lost }
+    }
+
+    /// The link has ended: what was sent over it is held until a [`resume`](Self::resume) says what became of it.
+    pub fn link_ended(&mut self) {
+        self.linked = false;
     }
 
     /// The next link goes to another node, which has nothing of this epoch: a new one begins, with a number of its own as
@@ -274,22 +343,18 @@ impl Outbox {
         self.close_open();
         self.epoch = epoch;
         if untouched {
-            let acked = self.acked;
-            self.trim_front(acked);
-            self.unsent = 0;
-            self.sent = acked;
+            self.send_again(self.acked);
+            self.sent = self.acked;
             return 0;
         }
         let lost = self.under_way();
-        let sent = self.sent;
-        self.ack(sent);
-        self.acked = sent;
+        self.ack(self.sent);
         lost
     }
 
     /// The frames that were sent and are not acknowledged.
     pub fn under_way(&self) -> u64 {
-        self.sent.0 - self.acked.0
+        self.counted.missing_in(self.acked.0 + 1..self.sent.0 + 1)
     }
 
     /// The last number given out.
@@ -300,36 +365,96 @@ impl Outbox {
     /// Gives up frames that were pushed before `before_ms`; returns how many. For a peer without a link.
     /// They count as lost at the next [`resume`](Self::resume) or [`clear`](Self::clear), if the peer lacks them.
     pub fn expire(&mut self, before_ms: u64) -> u64 {
-        let mut lost = 0;
-        if self.open_count > 0 && self.open_since_ms < before_ms {
-            self.close_open();
+        let mut expired = 0;
+        while let Some(chunk) = self.under_way.pop_front_if(|chunk| chunk.since_ms < before_ms) {
+            self.bytes_under_way -= chunk.len();
+            self.let_go(&chunk);
+            expired += u64::from(chunk.count);
         }
-        while let Some(chunk) = self.chunks.front() {
-            if chunk.since_ms >= before_ms {
-                break;
-            }
-            lost += u64::from(chunk.count);
-            self.bytes -= chunk.len();
-            self.unsent = self.unsent.saturating_sub(1);
-            self.chunks.pop_front();
+        self.given_up.expired += expired;
+        // What was sent is older than what was not.
+        expired + if self.under_way.is_empty() { self.expire_unsent(before_ms) } else { 0 }
+    }
+
+    /// Gives up frames that were pushed before `before_ms` and not sent yet; returns how many. For a peer that does not
+    /// read. They count as lost when sending comes to where they were.
+    pub fn expire_unsent(&mut self, before_ms: u64) -> u64 {
+        // What gathers while nothing is sent is no older than one call of this.
+        self.close_open();
+        let mut expired = 0;
+        while let Some(chunk) = self.waiting.pop_front_if(|chunk| chunk.since_ms < before_ms) {
+            self.let_go(&chunk);
+            expired += u64::from(chunk.count);
         }
-        lost
+        self.given_up.expired += expired;
+        expired
     }
 
     /// Gives up everything, because the peer is gone; returns how many frames were not acknowledged.
     pub fn clear(&mut self) -> u64 {
-        let lost = self.last.0 - self.acked.0;
-        self.chunks.clear();
-        self.open = BytesMut::new();
-        (self.open_count, self.open_head, self.unsent, self.bytes) = (0, 0..0, 0, 0);
+        let lost = self.counted.missing_in(self.acked.0 + 1..self.last.0 + 1);
+        (self.under_way, self.waiting, self.open) = Default::default();
+        (self.open_count, self.open_head) = (0, 0..0);
+        (self.bytes, self.bytes_under_way, self.frames) = (0, 0, 0);
+        self.counted = Ranges::default();
         self.acked = self.last;
         self.sent = self.last;
         lost
     }
 
+    /// Gives up the oldest frames that may be, until `len` bytes more fit: whole chunks, so that it costs little for each
+    /// frame. Says whether they fit; if they cannot, nothing is given up.
+    #[cold]
+    fn make_room(&mut self, len: usize) -> bool {
+        let stays = if self.linked { self.bytes_under_way } else { 0 };
+        if !self.drop_oldest || stays + len > self.limit_bytes {
+            return false;
+        }
+        self.close_open();
+        while self.bytes > 0 && self.bytes + len > self.limit_bytes {
+            let sent = if self.linked { None } else { self.under_way.pop_front() };
+            if let Some(chunk) = &sent {
+                self.bytes_under_way -= chunk.len();
+            }
+            let Some(chunk) = sent.or_else(|| self.waiting.pop_front()) else { break };
+            self.let_go(&chunk);
+            self.given_up.displaced += u64::from(chunk.count);
+        }
+        true
+    }
+
+    /// Says to the peer that the next frame is `first`, when others were to come before it.
+    fn jump_to(&mut self, first: Seq, taken: &mut Taken, out: &mut Vec<Bytes>) {
+        let left_out = self.sent.0 + 1..first.0;
+        if left_out.is_empty() {
+            return;
+        }
+        taken.lost += self.counted.missing_in(left_out.clone());
+        self.counted.add(left_out);
+        let mut frame = BytesMut::new();
+        encode_head(&Head::Start { first: first.0 }, 0, &mut frame).expect("a number is a small head");
+        out.push(frame.freeze());
+        self.sent = Seq(first.0 - 1);
+    }
+
+    /// All that is held is sent again, but for frames up to `applied`.
+    fn send_again(&mut self, applied: Seq) {
+        self.under_way.append(&mut self.waiting);
+        std::mem::swap(&mut self.under_way, &mut self.waiting);
+        self.bytes_under_way = 0;
+        self.trim_front(applied);
+    }
+
+    /// A chunk is no longer held.
+    fn let_go(&mut self, chunk: &Chunk) {
+        self.bytes -= chunk.len();
+        self.frames -= u64::from(chunk.count);
+    }
+
     /// The number of the oldest frame held, or of the next one when none is.
     fn held_from(&self) -> Seq {
-        self.chunks.front().map_or(Seq(self.last.0 - u64::from(self.open_count) + 1), |chunk| chunk.first)
+        let oldest = self.under_way.front().or(self.waiting.front());
+        oldest.map_or(Seq(self.last.0 - u64::from(self.open_count) + 1), |chunk| chunk.first)
     }
 
     fn close_open(&mut self) {
@@ -338,13 +463,13 @@ impl Outbox {
         }
         let first = Seq(self.last.0 - u64::from(self.open_count) + 1);
         let parts = smallvec![self.open.split().freeze()];
-        self.chunks.push_back(Chunk { first, count: self.open_count, since_ms: self.open_since_ms, parts });
+        self.waiting.push_back(Chunk { first, count: self.open_count, since_ms: self.open_since_ms, parts });
         (self.open_count, self.open_head) = (0, 0..0);
     }
 
     /// Cuts frames up to `applied` off the first chunk.
     fn trim_front(&mut self, applied: Seq) {
-        let Some(chunk) = self.chunks.front_mut() else { return };
+        let Some(chunk) = self.waiting.front_mut() else { return };
         if chunk.first > applied {
             return;
         }
@@ -353,6 +478,7 @@ impl Outbox {
         match cut_frames(&chunk.parts[0], cut) {
             Some(rest) => {
                 chunk.count -= u32::try_from(cut).unwrap_or(chunk.count);
+                self.frames -= cut;
                 chunk.first = applied.next();
                 chunk.parts[0] = rest;
                 self.bytes -= before - chunk.len();
@@ -360,7 +486,8 @@ impl Outbox {
             // Not as it was encoded: given up, and so counted as lost.
             None => {
                 self.bytes -= before;
-                self.chunks.pop_front();
+                self.frames -= u64::from(chunk.count);
+                self.waiting.pop_front();
             }
         }
     }
@@ -415,7 +542,7 @@ mod tests {
 
     /// Runs of broadcasts have the same head, also one with attachments; in between are answers. The payload tells the
     /// number.
-    fn frame(number: u64, len: usize) -> (BytesMut, Bytes) {
+    pub(super) fn frame(number: u64, len: usize) -> (BytesMut, Bytes) {
         let payload: Bytes = [&number.to_le_bytes()[..], &vec![7; len]].concat().into();
         let mut encoded = BytesMut::new();
         if number.is_multiple_of(5) {
@@ -443,8 +570,23 @@ mod tests {
         outbox.push(&head, &payload, 0)
     }
 
-    /// The numbers in the frames of a chunk, which have the heads and the payloads that were pushed.
+    /// What a peer reads.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(super) enum Item {
+        Frame(u64),
+        Start(u64),
+    }
+
     fn numbers(chunk: &[Bytes]) -> Vec<u64> {
+        let number = |item| match item {
+            Item::Frame(number) => number,
+            other => panic!("{other:?}"),
+        };
+        items(chunk).into_iter().map(number).collect()
+    }
+
+    /// The numbers in the frames of a chunk, which have the heads and the payloads that were pushed.
+    pub(super) fn items(chunk: &[Bytes]) -> Vec<Item> {
         let (wire, mut at) = (chunk.concat(), 0);
         let (mut last, mut found) = (LastHead::default(), Vec::new());
         while let Some(length) = frame_len(&wire[at..], &LIMITS).unwrap() {
@@ -454,13 +596,17 @@ mod tests {
                 Some(message) => (Head::Broadcast(message.head.clone()), message.payload_at),
                 None => decode_head(&wire[range.clone()], &LIMITS).unwrap(),
             };
+            if let Head::Start { first } = head {
+                found.push(Item::Start(first));
+                continue;
+            }
             let payload = &wire[range.start + payload_at..range.end];
             let number = u64::from_le_bytes(*payload.first_chunk().unwrap());
             let (pushed, whole) = frame(number, payload.len() - 8);
             let pushed = [&pushed[LENGTH_BYTES..], &whole].concat();
             assert_eq!(format!("{head:?}"), format!("{:?}", decode_head(&pushed, &LIMITS).unwrap().0));
             assert_eq!(payload, whole);
-            found.push(number);
+            found.push(Item::Frame(number));
         }
         assert_eq!(at, wire.len());
         found
@@ -471,7 +617,7 @@ mod tests {
         while outbox.has_unsent() {
             // One chunk at a time: each must be readable alone.
             let mut chunk = Vec::new();
-            assert_eq!(outbox.take(1, &mut chunk), chunk.iter().map(Bytes::len).sum::<usize>());
+            assert_eq!(outbox.take(1, &mut chunk).bytes, chunk.iter().map(Bytes::len).sum::<usize>());
             found.extend(numbers(&chunk));
         }
         found
@@ -633,6 +779,79 @@ mod tests {
         }
     }
 
+    fn take_items(outbox: &mut Outbox) -> (Vec<Item>, u64) {
+        let mut out = Vec::new();
+        let taken = outbox.take(usize::MAX, &mut out);
+        (items(&out), taken.lost)
+    }
+
+    #[test]
+    fn the_oldest_unsent_frames_make_room_and_the_peer_is_told() {
+        use Item::{Frame, Start};
+        let mut outbox = Outbox::new(9, 10_000).dropping_oldest(true);
+        outbox.resume(&Resume { epoch: 5, received: None });
+        push(&mut outbox, 1, 3000).unwrap();
+        assert_eq!(take_items(&mut outbox), (vec![Frame(1)], 0));
+        for number in 2..=6 {
+            assert_eq!(push(&mut outbox, number, 3000), Ok(Seq(number)));
+        }
+        assert_eq!((outbox.len(), outbox.given_up().displaced), (3, 3), "what was sent stays");
+        assert_eq!(push(&mut outbox, 7, 9000), Err(DropReason::QueueFull), "all that may go is not enough");
+        assert_eq!((outbox.len(), outbox.given_up().displaced), (3, 3), "so nothing goes");
+        assert_eq!(take_items(&mut outbox), (vec![Start(5), Frame(5), Frame(6)], 3));
+        // The same over the next link, and counted once. Without a link what was sent goes, too.
+        outbox.link_ended();
+        assert_eq!(
+            outbox.resume(&Resume { epoch: 5, received: Some((9, 1)) }),
+            Resumed { first: Seq(5), lost: 0 }
+        );
+        assert_eq!(take_items(&mut outbox), (vec![Frame(5), Frame(6)], 0));
+        outbox.link_ended();
+        assert_eq!(push(&mut outbox, 7, 6000), Ok(Seq(7)));
+        assert_eq!((outbox.len(), outbox.given_up().displaced), (2, 4));
+        let resumed = outbox.resume(&Resume { epoch: 5, received: Some((9, 5)) });
+        assert_eq!(resumed, Resumed { first: Seq(6), lost: 0 }, "the peer had it");
+    }
+
+    #[test]
+    fn small_frames_make_room_together() {
+        let mut outbox = Outbox::new(9, 40_000).dropping_oldest(true);
+        for number in 1..=2000 {
+            assert_eq!(push(&mut outbox, number, 100), Ok(Seq(number)));
+        }
+        let held = outbox.len();
+        assert!(outbox.bytes() > 20_000 && outbox.bytes() <= 40_000, "{}", outbox.bytes());
+        assert_eq!(outbox.given_up().displaced, 2000 - held);
+        let resumed = outbox.resume(&Resume { epoch: 5, received: None });
+        assert_eq!(resumed, Resumed { first: Seq(2001 - held), lost: 2000 - held });
+        assert_eq!(take(&mut outbox), (2001 - held..=2000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_waits_too_long_for_a_peer_that_does_not_read_is_given_up() {
+        use Item::{Frame, Start};
+        let mut outbox = Outbox::new(9, 1 << 20);
+        outbox.resume(&Resume { epoch: 5, received: None });
+        push_at(&mut outbox, 1, 100);
+        assert_eq!(take_items(&mut outbox), (vec![Frame(1)], 0));
+        push_at(&mut outbox, 2, 200);
+        assert_eq!(outbox.expire_unsent(150), 0);
+        push_at(&mut outbox, 3, 300);
+        assert_eq!(outbox.expire_unsent(250), 1, "frames that gathered at another time stay");
+        assert_eq!(outbox.expire_unsent(350), 1);
+        assert!(outbox.has_unsent(), "the peer is told at once");
+        assert_eq!(take_items(&mut outbox), (vec![Start(4)], 2));
+        assert!(!outbox.has_unsent());
+        outbox.ack(Seq(3));
+        assert_eq!((outbox.acked(), outbox.bytes(), outbox.under_way()), (Seq(3), 0, 0));
+        assert_eq!(outbox.given_up(), GivenUp { displaced: 0, expired: 2 });
+    }
+
+    fn push_at(outbox: &mut Outbox, number: u64, now_ms: u64) {
+        let (head, payload) = frame(number, 10);
+        outbox.push(&head, &payload, now_ms).unwrap();
+    }
+
     #[derive(Debug, Clone)]
     enum Op {
         Push(usize),
@@ -705,7 +924,8 @@ mod tests {
                     }
                 }
                 prop_assert!(outbox.len() <= pushed);
-                let held = outbox.chunks.iter().map(Chunk::len).sum::<usize>() + outbox.open.len();
+                let chunks = || outbox.under_way.iter().chain(&outbox.waiting);
+                let held = chunks().map(Chunk::len).sum::<usize>() + outbox.open.len();
                 prop_assert_eq!(outbox.bytes(), held);
             }
             prop_assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "order or duplicate: {:?}", arrived);
