@@ -62,9 +62,10 @@ pub struct Outbox {
     given_up: GivenUp,
     /// The epoch that the peer gave last: another one is another memory.
     peer_memory: Option<u64>,
-    /// The last number given out, sent, and acknowledged or given up.
+    /// The last number given out, sent over this link (or to be taken for sent), ever sent, and acknowledged or given up.
     last: Seq,
     sent: Seq,
+    reached: Seq,
     acked: Seq,
 }
 
@@ -159,6 +160,7 @@ impl Outbox {
             peer_memory: None,
             last: Seq(0),
             sent: Seq(0),
+            reached: Seq(0),
             acked: Seq(0),
         }
     }
@@ -286,6 +288,7 @@ impl Outbox {
         if self.waiting.is_empty() {
             self.jump_to(self.last.next(), &mut taken, out);
         }
+        self.reached = self.reached.max(self.sent);
         taken
     }
 
@@ -313,17 +316,18 @@ impl Outbox {
         let same_memory = self.peer_memory.replace(theirs.epoch) == Some(theirs.epoch);
         let remembered = theirs.received.is_some_and(|(epoch, _)| epoch == self.epoch);
         let wanted = match theirs.received {
-            Some((_, seq)) if remembered && Seq(seq) <= self.sent => Seq(seq).max(self.acked),
+            Some((_, seq)) if remembered && Seq(seq) <= self.reached => Seq(seq).max(self.acked),
             _ if same_memory && !remembered => self.acked,
-            _ => self.sent,
+            // Of a peer that says that it has less than it has, as hosts of emitters may, more can have been applied than
+            // was sent over the last link.
+            _ => self.reached,
         };
         let mut lost = if remembered || same_memory { 0 } else { self.under_way() };
-        self.ack(wanted);
         self.send_again(wanted);
-        self.acked = self.acked.max(wanted);
         let first = self.held_from();
         lost += self.counted.missing_in(wanted.0 + 1..first.0);
         self.sent = Seq(first.0 - 1);
+        self.reached = self.reached.max(self.sent);
         // What is lost is settled, too, should this link break before the peer hears where it begins.
         self.acked = self.sent;
         self.counted.forget(self.acked.0);
@@ -344,17 +348,19 @@ impl Outbox {
         self.epoch = epoch;
         if untouched {
             self.send_again(self.acked);
-            self.sent = self.acked;
+            (self.sent, self.reached) = (self.acked, self.acked);
             return 0;
         }
         let lost = self.under_way();
-        self.ack(self.sent);
+        self.send_again(self.reached);
+        (self.sent, self.acked) = (self.reached, self.reached);
+        self.counted.forget(self.acked.0);
         lost
     }
 
     /// The frames that were sent and are not acknowledged.
     pub fn under_way(&self) -> u64 {
-        self.counted.missing_in(self.acked.0 + 1..self.sent.0 + 1)
+        self.counted.missing_in(self.acked.0 + 1..self.reached.0 + 1)
     }
 
     /// The last number given out.
@@ -397,8 +403,7 @@ impl Outbox {
         (self.open_count, self.open_head) = (0, 0..0);
         (self.bytes, self.bytes_under_way, self.frames) = (0, 0, 0);
         self.counted = Ranges::default();
-        self.acked = self.last;
-        self.sent = self.last;
+        (self.acked, self.sent, self.reached) = (self.last, self.last, self.last);
         lost
     }
 
@@ -442,6 +447,9 @@ impl Outbox {
         self.under_way.append(&mut self.waiting);
         std::mem::swap(&mut self.under_way, &mut self.waiting);
         self.bytes_under_way = 0;
+        while let Some(chunk) = self.waiting.pop_front_if(|chunk| chunk.last() <= applied) {
+            self.let_go(&chunk);
+        }
         self.trim_front(applied);
     }
 
