@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use cluster_tests::raw::{broadcast, frame, read};
-use cluster_tests::{Live, RawLink, RawPeer, Recorder, Setup, eventually, probe, stamp, stamp_of};
+use cluster_tests::recorder::stamp_of;
+use cluster_tests::{Live, RawLink, RawPeer, Recorder, Setup, eventually, probe, stamp};
 use roomcast::config::QueuePolicy;
 use roomcast::core::frame::{Head, Op};
 use roomcast::{Event, MissingReason};
