@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cluster_tests::raw::{broadcast, frame, read};
 use cluster_tests::recorder::stamp_of;
+use cluster_tests::wait::soon;
 use cluster_tests::{Live, RawLink, RawPeer, Recorder, Setup, eventually, probe, stamp};
 use roomcast::config::QueuePolicy;
 use roomcast::core::frame::{Head, Op};
@@ -23,7 +24,7 @@ impl Read {
     /// Reads counted frames up to the number `last`.
     async fn up_to(&mut self, link: &mut RawLink, last: u64) {
         while self.next <= last {
-            let bytes = link.next().await.expect("the link stands");
+            let bytes = soon("a frame", link.next()).await.expect("the link stands");
             match read(&bytes) {
                 Head::Start { first } if self.next == 0 => self.next = first,
                 Head::Start { first } => {
@@ -106,7 +107,9 @@ async fn the_oldest_make_room_and_both_sides_count_the_same_gap() {
     assert_eq!(drops().displaced, read.gap);
     let mut told = 0;
     while told < read.gap {
-        if let Some(Event::Gap { peer: of, frames, outgoing: true }) = events.recv().await {
+        if let Some(Event::Gap { peer: of, frames, outgoing: true }) =
+            soon("the gap is told", events.recv()).await
+        {
             assert_eq!(of.as_str(), peer.id);
             told += frames;
         }
@@ -171,14 +174,15 @@ async fn a_jump_of_the_numbers_is_a_gap_here_and_a_step_back_ends_the_link() {
     assert_eq!((report().gap_frames_received, report().frames_received), (3 + 93, 4));
     let mut told = 0;
     while told < 96 {
-        if let Some(Event::Gap { frames, outgoing: false, .. }) = events.recv().await {
+        if let Some(Event::Gap { frames, outgoing: false, .. }) = soon("the gap is told", events.recv()).await
+        {
             told += frames;
         }
     }
     assert_eq!(told, 96);
     // What is acknowledged counts the frames that never come.
     loop {
-        let bytes = link.next().await.expect("the link stands");
+        let bytes = soon("a frame", link.next()).await.expect("the link stands");
         if matches!(read(&bytes), Head::Received { seq: 100, .. }) {
             break;
         }
