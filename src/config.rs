@@ -69,6 +69,30 @@ impl Default for RoomEventBuffer {
     }
 }
 
+/// What happens to a frame that the queue of a peer has no room for ([`LinkConfig::outbox_bytes`]). Other peers are not
+/// affected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QueuePolicy {
+    /// The newest is dropped: it has no number, is in the receipt, and counts as `queue_full`. Cost: nothing.
+    #[default]
+    DropNewest,
+    /// The oldest make room: while a link stands those that were not sent yet, without one the oldest held. They count as
+    /// `displaced`, and as a gap on both sides as soon as the link gets there; questions between the two nodes that are open
+    /// then are over for their askers. Small frames go together, up to 16 KiB of them. What was sent over a link that stands
+    /// stays: a frame that even all the others leave no room for is dropped as the newest. Cost: a full queue gives up a
+    /// chunk for each chunk that comes, without copying.
+    DropOldest,
+    /// What can wait does, in the order in which it was issued, until there is room, but for at most `deadline`; then it is
+    /// dropped and counts as `waited_too_long`. `emit_wait` of the plain API and broadcasts of socketioxide can wait; what
+    /// cannot (`emit`, orders, questions, what an emitter sends) is dropped as the newest. Cost: who emits to a full queue
+    /// is held up, and holds its message: up to 65,536 for each peer.
+    Wait {
+        /// The longest that one message waits.
+        deadline: Duration,
+    },
+}
+
 /// Links and queues.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -89,9 +113,17 @@ pub struct LinkConfig {
     /// `max_namespaces_per_peer` of the other nodes. Cost: about 1 KiB each here, and on each peer what a namespace
     /// costs there.
     pub max_namespaces: usize,
-    /// What is queued or not acknowledged for one peer, in bytes. Default is 64 MiB. At the limit the newest frame is
-    /// dropped and counted. Cost: up to this per peer, when the peer does not keep up.
+    /// What is queued or not acknowledged for one peer, in bytes. Default is 64 MiB. What happens at the limit says
+    /// `queue_policy`. Cost: up to this per peer, when the peer does not keep up; payloads over 2 KiB are held once for all
+    /// peers, so M peers that are away cost `outbox_bytes` together and about 200 bytes for each frame and peer.
     pub outbox_bytes: usize,
+    /// What happens to a frame that a peer's queue has no room for. Default is
+    /// [`QueuePolicy::DropNewest`]. Cost: see there.
+    pub queue_policy: QueuePolicy,
+    /// How long a frame may wait to be sent to a peer whose link stands and does not move, because the peer does not read.
+    /// Default is none: as long as there is room. Older ones are given up, counted (`expired`) and reported as a gap. It is
+    /// looked at every 100 ms. For nodes; emitters do not look at it. Cost: a look at each queue each time.
+    pub max_queue_age: Option<Duration>,
     /// How long frames for a peer without a link are kept. Default is 15 s. Older ones are lost and reported as a gap.
     /// Cost: memory within `outbox_bytes`.
     pub resume_window: Duration,
@@ -151,6 +183,8 @@ impl Default for LinkConfig {
             max_namespaces_per_peer: 65_536,
             max_namespaces: 16_384,
             outbox_bytes: 64 << 20,
+            queue_policy: QueuePolicy::default(),
+            max_queue_age: None,
             resume_window: Duration::from_secs(15),
             interest_log_bytes: 1 << 20,
             interest_tick: Duration::from_millis(5),

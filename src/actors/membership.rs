@@ -327,7 +327,9 @@ impl Membership {
         let epoch = self.rng.random::<u64>() | 1;
         let limit = hub.config.link.outbox_bytes;
         let queue = hub.add_peer(|slot| {
-            Arc::new(PeerQueue::new(card.id.clone(), card.incarnation, slot, card.advertise, epoch, limit))
+            let (id, run) = (card.id.clone(), card.incarnation);
+            let queue = PeerQueue::new(id, run, slot, card.advertise, epoch, limit);
+            Arc::new(queue.with_policy(&hub.config.link))
         });
         let context = PeerContext {
             hub,
@@ -433,11 +435,16 @@ impl Membership {
         if self.ticks.is_multiple_of(SEED_TICKS) {
             self.dial_seeds(ctx);
         }
-        let window = u64::try_from(self.parts.hub.config.link.resume_window.as_millis()).unwrap_or(u64::MAX);
+        let link = &self.parts.hub.config.link;
+        let window = u64::try_from(link.resume_window.as_millis()).unwrap_or(u64::MAX);
+        let oldest = link.max_queue_age.and_then(|age| now.checked_sub(u64::try_from(age.as_millis()).ok()?));
         let mut gone = Vec::new();
         for (id, entry) in &mut self.peers {
             if entry.link.is_some() {
                 entry.gone_since_ms = None;
+                if let Some(oldest) = oldest {
+                    entry.queue.expire_unsent(oldest);
+                }
                 if !entry.heard {
                     // The first message may have been dropped: a link without gossip would hide the peer's friends.
                     self.parts.gossip.contact(entry.queue.advertise);

@@ -5,7 +5,7 @@ use crate::ids::Seq;
 
 /// The counted frames from one run of one peer.
 ///
-/// [`start`](Self::start) when a link says where it begins, then [`accept`](Self::accept) for every counted frame.
+/// [`start`](Self::start) when a link says where it begins, [`jump`](Self::jump) when it says so again, then [`accept`](Self::accept) for every counted frame.
 #[derive(Debug, Default)]
 pub struct Inbox {
     /// The epoch of the sender's outbox; none before the first link.
@@ -66,6 +66,19 @@ impl Inbox {
         Started { gap, repeated: self.repeated }
     }
 
+    /// The same link goes on with the frame `first`; at most [`MAX_FIRST`](super::frame::MAX_FIRST). Returns how many of
+    /// those before it never come, or none when that is no step forward: the peer breaks the protocol.
+    pub fn jump(&mut self, first: Seq) -> Option<u64> {
+        let expected = self.received.next();
+        if first.0 <= expected.0 - self.repeated {
+            return None;
+        }
+        let gap = first.0.saturating_sub(expected.0);
+        self.repeated = expected.0.saturating_sub(first.0);
+        self.received = Seq(self.received.0 + gap);
+        Some(gap)
+    }
+
     /// A counted frame arrived.
     pub fn accept(&mut self) -> Verdict {
         if self.repeated > 0 {
@@ -95,6 +108,23 @@ mod tests {
 
         assert_eq!(inbox.start(1, Seq(10)), Started { gap: 6, repeated: 0 });
         assert_eq!((inbox.accept(), inbox.received()), (Verdict::Deliver, Seq(10)));
+    }
+
+    #[test]
+    fn a_link_may_go_on_later_and_never_earlier() {
+        let mut inbox = Inbox::new();
+        inbox.start(1, Seq(1));
+        assert_eq!((inbox.jump(Seq(1)), inbox.jump(Seq(4))), (None, Some(3)));
+        assert_eq!((inbox.accept(), inbox.received(), inbox.jump(Seq(4))), (Verdict::Deliver, Seq(4), None));
+        // Among frames that are repeated, and beyond them.
+        assert_eq!(inbox.start(1, Seq(2)), Started { gap: 0, repeated: 3 });
+        assert_eq!((inbox.jump(Seq(2)), inbox.jump(Seq(4))), (None, Some(0)));
+        assert_eq!([inbox.accept(), inbox.accept()], [Verdict::Duplicate, Verdict::Deliver]);
+        assert_eq!(inbox.start(1, Seq(3)), Started { gap: 0, repeated: 3 });
+        assert_eq!(
+            (inbox.jump(Seq(9)), inbox.accept(), inbox.received()),
+            (Some(3), Verdict::Deliver, Seq(9))
+        );
     }
 
     #[test]

@@ -5,6 +5,15 @@
 //! one write of many frames; a large payload is held as a reference that all peers share. In such a buffer the head of a
 //! broadcast that is that of the broadcast before is not repeated. The first broadcast of each has its own, so that any of
 //! them can be the first of a link.
+//!
+//! Frames that are given up before they were sent leave a hole in the numbers. Where sending comes to one, a
+//! [`Head::Start`] with the next number goes out, and the frames of the hole are counted as lost.
+
+#[cfg(test)]
+mod model;
+mod ranges;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -12,7 +21,8 @@ use std::ops::Range;
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::{SmallVec, smallvec};
 
-use crate::core::frame::{AGAIN, BROADCAST, LENGTH_BYTES, Resume, reread_broadcast};
+use self::ranges::Ranges;
+use crate::core::frame::{AGAIN, BROADCAST, Head, LENGTH_BYTES, Resume, encode_head, reread_broadcast};
 use crate::ids::Seq;
 
 /// Payloads up to this size are copied into the shared buffer; larger ones are held by reference.
@@ -24,28 +34,60 @@ const BUFFER_BYTES: usize = 16 * 1024;
 /// The counted frames for one run of one peer.
 ///
 /// Commands: [`push`](Self::push), then [`take`](Self::take) what is not sent yet, [`ack`](Self::ack) what the peer
-/// has applied. When a link comes up: [`resume`](Self::resume) first. While there is none: [`expire`](Self::expire).
+/// has applied. When a link comes up: [`resume`](Self::resume) first; when it has ended: [`link_ended`](Self::link_ended).
+/// While there is none: [`expire`](Self::expire); while there is one: [`expire_unsent`](Self::expire_unsent).
 #[derive(Debug)]
 pub struct Outbox {
     epoch: u64,
     limit_bytes: usize,
-    /// Sent and unsent frames, oldest first; the unsent ones begin at `unsent`.
-    chunks: VecDeque<Chunk>,
-    unsent: usize,
+    /// Whether the oldest frames make room at the limit; else the newest is refused.
+    drop_oldest: bool,
+    /// Whether a link stands: what was sent over it may have been applied.
+    linked: bool,
+    /// Frames that were sent on this link, oldest first.
+    under_way: VecDeque<Chunk>,
+    /// Frames that are to be sent, oldest first; after a break also those that were sent before.
+    waiting: VecDeque<Chunk>,
     /// Small frames that are not sent yet and still gather.
     open: BytesMut,
     open_count: u32,
     open_since_ms: u64,
     /// Where the last whole head of a broadcast stands in `open`; empty for none.
     open_head: Range<usize>,
-    /// The bytes in `chunks` and `open`.
+    /// The bytes in `under_way`, `waiting` and `open`, and those in `under_way` alone.
     bytes: usize,
+    bytes_under_way: usize,
+    /// The frames held.
+    frames: u64,
+    /// The numbers above `acked` that were counted as lost, so that none is counted twice.
+    counted: Ranges,
+    given_up: GivenUp,
     /// The epoch that the peer gave last: another one is another memory.
     peer_memory: Option<u64>,
-    /// The last number given out, sent, and acknowledged or given up.
+    /// The last number given out, sent over this link (or to be taken for sent), ever sent, and acknowledged or given up.
     last: Seq,
     sent: Seq,
+    reached: Seq,
     acked: Seq,
+}
+
+/// Frames that were queued and not kept until they were acknowledged, by reason. They count as lost, too, as soon as it is
+/// clear that the peer lacks them.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct GivenUp {
+    /// To make room for newer ones (`drop_oldest`).
+    pub displaced: u64,
+    /// Because they were older than the limit.
+    pub expired: u64,
+}
+
+/// What [`Outbox::take`] took.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// The bytes of the frames.
+    pub bytes: usize,
+    /// Frames that are left out from here on, not counted before: they are lost.
+    pub lost: u64,
 }
 
 /// Some frames with consecutive numbers.
@@ -79,12 +121,16 @@ pub struct Resumed {
 /// Why a frame for one peer was not queued. Counted per peer and reason; other peers are not affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum DropReason {
-    /// The peer's queue is at its bound in bytes. This frame was dropped (`drop_newest`).
+    /// The peer's queue is at its bound in bytes. This frame was dropped (`drop_newest`, and what cannot wait or displace
+    /// enough).
     #[error("queue full")]
     QueueFull,
     /// The frame is over the size limit of a frame. Dropped for every peer.
     #[error("frame too large")]
     TooLarge,
+    /// The peer's queue had no room until the deadline of the policy `wait`. This frame was dropped.
+    #[error("queue still full at the deadline")]
+    WaitedTooLong,
     /// A volatile frame found no room in the connection, or no connection. Dropped.
     #[error("volatile and not writable")]
     NotWritable,
@@ -100,18 +146,30 @@ impl Outbox {
         Self {
             epoch,
             limit_bytes,
-            chunks: VecDeque::new(),
-            unsent: 0,
+            drop_oldest: false,
+            linked: false,
+            under_way: VecDeque::new(),
+            waiting: VecDeque::new(),
             open: BytesMut::new(),
             open_count: 0,
             open_since_ms: 0,
             open_head: 0..0,
             bytes: 0,
+            bytes_under_way: 0,
+            frames: 0,
+            counted: Ranges::default(),
+            given_up: GivenUp::default(),
             peer_memory: None,
             last: Seq(0),
             sent: Seq(0),
+            reached: Seq(0),
             acked: Seq(0),
         }
+    }
+
+    /// At the limit the oldest frames make room: those that were not sent yet while a link stands, else the oldest held.
+    pub fn dropping_oldest(self, drop_oldest: bool) -> Self {
+        Self { drop_oldest, ..self }
     }
 
     /// The epoch that was given.
@@ -131,7 +189,12 @@ impl Outbox {
 
     /// The frames held.
     pub fn len(&self) -> u64 {
-        self.last.0 + 1 - self.held_from().0
+        self.frames
+    }
+
+    /// The frames that were given up so far.
+    pub fn given_up(&self) -> GivenUp {
+        self.given_up
     }
 
     /// Whether nothing is held.
@@ -139,12 +202,12 @@ impl Outbox {
         self.bytes == 0
     }
 
-    /// Whether frames wait to be sent.
+    /// Whether frames wait to be sent, or the peer is to be told that they never come.
     pub fn has_unsent(&self) -> bool {
-        self.open_count > 0 || self.unsent < self.chunks.len()
+        self.sent < self.last
     }
 
-    /// The frames that wait to be sent.
+    /// The frames that wait to be sent, those included that the peer is to be told of only.
     pub fn unsent(&self) -> u64 {
         self.last.0 - self.sent.0
     }
@@ -153,8 +216,9 @@ impl Outbox {
     /// payload.
     ///
     /// # Errors
-    /// [`DropReason::QueueFull`] when the frame with its head would go over the limit (`drop_newest`): it has no number
-    /// and is gone. An empty outbox takes any frame, so that no frame is too large for every outbox.
+    /// [`DropReason::QueueFull`] when the frame with its head would go over the limit, and no older frames may make enough
+    /// room for it: it has no number and is gone. An empty outbox takes any frame, so that no frame is too large for every
+    /// outbox.
     pub fn push(&mut self, head: &[u8], payload: &Bytes, now_ms: u64) -> Result<Seq, DropReason> {
         self.push_at(head, payload, || now_ms)
     }
@@ -171,7 +235,7 @@ impl Outbox {
         now_ms: impl FnOnce() -> u64,
     ) -> Result<Seq, DropReason> {
         let len = head.len() + payload.len();
-        if self.bytes + len > self.limit_bytes && self.bytes > 0 {
+        if self.bytes + len > self.limit_bytes && self.bytes > 0 && !self.make_room(len) {
             return Err(DropReason::QueueFull);
         }
         let large = payload.len() > INLINE_BYTES;
@@ -179,10 +243,11 @@ impl Outbox {
             self.close_open();
         }
         self.last = self.last.next();
+        self.frames += 1;
         if large {
             self.bytes += len;
             let parts = smallvec![Bytes::copy_from_slice(head), payload.clone()];
-            self.chunks.push_back(Chunk { first: self.last, count: 1, since_ms: now_ms(), parts });
+            self.waiting.push_back(Chunk { first: self.last, count: 1, since_ms: now_ms(), parts });
             return Ok(self.last);
         }
         if self.open_count == 0 {
@@ -208,17 +273,24 @@ impl Outbox {
         Ok(self.last)
     }
 
-    /// Moves unsent frames to `out`, in order, until it holds `max_bytes` or nothing is left; at least one chunk.
-    pub fn take(&mut self, max_bytes: usize, out: &mut Vec<Bytes>) -> usize {
+    /// Moves unsent frames to `out`, in order, until it holds `max_bytes` or nothing is left; at least one chunk. Where
+    /// frames were given up, a [`Head::Start`] says how the numbers go on.
+    pub fn take(&mut self, max_bytes: usize, out: &mut Vec<Bytes>) -> Taken {
         self.close_open();
-        let mut taken = 0;
-        while taken < max_bytes {
-            let Some(chunk) = self.chunks.get(self.unsent) else { break };
+        let mut taken = Taken::default();
+        while taken.bytes < max_bytes {
+            let Some(chunk) = self.waiting.pop_front() else { break };
+            self.jump_to(chunk.first, &mut taken, out);
             out.extend(chunk.parts.iter().cloned());
-            taken += chunk.len();
+            taken.bytes += chunk.len();
+            self.bytes_under_way += chunk.len();
             self.sent = chunk.last();
-            self.unsent += 1;
+            self.under_way.push_back(chunk);
         }
+        if self.waiting.is_empty() {
+            self.jump_to(self.last.next(), &mut taken, out);
+        }
+        self.reached = self.reached.max(self.sent);
         taken
     }
 
@@ -229,13 +301,10 @@ impl Outbox {
             return;
         }
         self.acked = seq;
-        while let Some(chunk) = self.chunks.front() {
-            if chunk.last() > seq {
-                break;
-            }
-            self.bytes -= chunk.len();
-            self.chunks.pop_front();
-            self.unsent = self.unsent.saturating_sub(1);
+        self.counted.forget(seq.0);
+        while let Some(chunk) = self.under_way.pop_front_if(|chunk| chunk.last() <= seq) {
+            self.bytes_under_way -= chunk.len();
+            self.let_go(&chunk);
         }
     }
 
@@ -249,22 +318,28 @@ impl Outbox {
         let same_memory = self.peer_memory.replace(theirs.epoch) == Some(theirs.epoch);
         let remembered = theirs.received.is_some_and(|(epoch, _)| epoch == self.epoch);
         let wanted = match theirs.received {
-            Some((_, seq)) if remembered && Seq(seq) <= self.sent => Seq(seq).max(self.acked),
+            Some((_, seq)) if remembered && Seq(seq) <= self.reached => Seq(seq).max(self.acked),
             _ if same_memory && !remembered => self.acked,
-            _ => self.sent,
+            // Of a peer that says that it has less than it has, as hosts of emitters may, more can have been applied than
+            // was sent over the last link.
+            _ => self.reached,
         };
-        let mut lost = if remembered || same_memory { 0 } else { self.sent.0 - self.acked.0 };
-        self.ack(wanted);
-        self.trim_front(wanted);
-        self.acked = self.acked.max(wanted);
-        self.unsent = 0;
-        self.sent = wanted;
+        let mut lost = if remembered || same_memory { 0 } else { self.under_way() };
+        self.send_again(wanted);
         let first = self.held_from();
-        lost += first.0.saturating_sub(wanted.0 + 1);
+        lost += self.counted.missing_in(wanted.0 + 1..first.0);
         self.sent = Seq(first.0 - 1);
+        self.reached = self.reached.max(self.sent);
         // What is lost is settled, too, should this link break before the peer hears where it begins.
         self.acked = self.sent;
+        self.counted.forget(self.acked.0);
+        self.linked = true;
         Resumed { first, lost }
+    }
+
+    /// The link has ended: what was sent over it is held until a [`resume`](Self::resume) says what became of it.
+    pub fn link_ended(&mut self) {
+        self.linked = false;
     }
 
     /// The next link goes to another node, which has nothing of this epoch: a new one begins, with a number of its own as
@@ -274,22 +349,20 @@ impl Outbox {
         self.close_open();
         self.epoch = epoch;
         if untouched {
-            let acked = self.acked;
-            self.trim_front(acked);
-            self.unsent = 0;
-            self.sent = acked;
+            self.send_again(self.acked);
+            (self.sent, self.reached) = (self.acked, self.acked);
             return 0;
         }
         let lost = self.under_way();
-        let sent = self.sent;
-        self.ack(sent);
-        self.acked = sent;
+        self.send_again(self.reached);
+        (self.sent, self.acked) = (self.reached, self.reached);
+        self.counted.forget(self.acked.0);
         lost
     }
 
     /// The frames that were sent and are not acknowledged.
     pub fn under_way(&self) -> u64 {
-        self.sent.0 - self.acked.0
+        self.counted.missing_in(self.acked.0 + 1..self.reached.0 + 1)
     }
 
     /// The last number given out.
@@ -300,36 +373,98 @@ impl Outbox {
     /// Gives up frames that were pushed before `before_ms`; returns how many. For a peer without a link.
     /// They count as lost at the next [`resume`](Self::resume) or [`clear`](Self::clear), if the peer lacks them.
     pub fn expire(&mut self, before_ms: u64) -> u64 {
-        let mut lost = 0;
-        if self.open_count > 0 && self.open_since_ms < before_ms {
-            self.close_open();
+        let mut expired = 0;
+        while let Some(chunk) = self.under_way.pop_front_if(|chunk| chunk.since_ms < before_ms) {
+            self.bytes_under_way -= chunk.len();
+            self.let_go(&chunk);
+            expired += u64::from(chunk.count);
         }
-        while let Some(chunk) = self.chunks.front() {
-            if chunk.since_ms >= before_ms {
-                break;
-            }
-            lost += u64::from(chunk.count);
-            self.bytes -= chunk.len();
-            self.unsent = self.unsent.saturating_sub(1);
-            self.chunks.pop_front();
+        self.given_up.expired += expired;
+        // What was sent is older than what was not.
+        expired + if self.under_way.is_empty() { self.expire_unsent(before_ms) } else { 0 }
+    }
+
+    /// Gives up frames that were pushed before `before_ms` and not sent yet; returns how many. For a peer that does not
+    /// read. They count as lost when sending comes to where they were.
+    pub fn expire_unsent(&mut self, before_ms: u64) -> u64 {
+        // What gathers while nothing is sent is no older than one call of this.
+        self.close_open();
+        let mut expired = 0;
+        while let Some(chunk) = self.waiting.pop_front_if(|chunk| chunk.since_ms < before_ms) {
+            self.let_go(&chunk);
+            expired += u64::from(chunk.count);
         }
-        lost
+        self.given_up.expired += expired;
+        expired
     }
 
     /// Gives up everything, because the peer is gone; returns how many frames were not acknowledged.
     pub fn clear(&mut self) -> u64 {
-        let lost = self.last.0 - self.acked.0;
-        self.chunks.clear();
-        self.open = BytesMut::new();
-        (self.open_count, self.open_head, self.unsent, self.bytes) = (0, 0..0, 0, 0);
-        self.acked = self.last;
-        self.sent = self.last;
+        let lost = self.counted.missing_in(self.acked.0 + 1..self.last.0 + 1);
+        (self.under_way, self.waiting, self.open) = Default::default();
+        (self.open_count, self.open_head) = (0, 0..0);
+        (self.bytes, self.bytes_under_way, self.frames) = (0, 0, 0);
+        self.counted = Ranges::default();
+        (self.acked, self.sent, self.reached) = (self.last, self.last, self.last);
         lost
+    }
+
+    /// Gives up the oldest frames that may be, until `len` bytes more fit: whole chunks, so that it costs little for each
+    /// frame. Says whether they fit; if they cannot, nothing is given up.
+    #[cold]
+    fn make_room(&mut self, len: usize) -> bool {
+        let stays = if self.linked { self.bytes_under_way } else { 0 };
+        if !self.drop_oldest || stays + len > self.limit_bytes {
+            return false;
+        }
+        self.close_open();
+        while self.bytes > 0 && self.bytes + len > self.limit_bytes {
+            let sent = if self.linked { None } else { self.under_way.pop_front() };
+            if let Some(chunk) = &sent {
+                self.bytes_under_way -= chunk.len();
+            }
+            let Some(chunk) = sent.or_else(|| self.waiting.pop_front()) else { break };
+            self.let_go(&chunk);
+            self.given_up.displaced += u64::from(chunk.count);
+        }
+        true
+    }
+
+    /// Says to the peer that the next frame is `first`, when others were to come before it.
+    fn jump_to(&mut self, first: Seq, taken: &mut Taken, out: &mut Vec<Bytes>) {
+        let left_out = self.sent.0 + 1..first.0;
+        if left_out.is_empty() {
+            return;
+        }
+        taken.lost += self.counted.missing_in(left_out.clone());
+        self.counted.add(left_out);
+        let mut frame = BytesMut::new();
+        encode_head(&Head::Start { first: first.0 }, 0, &mut frame).expect("a number is a small head");
+        out.push(frame.freeze());
+        self.sent = Seq(first.0 - 1);
+    }
+
+    /// All that is held is sent again, but for frames up to `applied`.
+    fn send_again(&mut self, applied: Seq) {
+        self.under_way.append(&mut self.waiting);
+        std::mem::swap(&mut self.under_way, &mut self.waiting);
+        self.bytes_under_way = 0;
+        while let Some(chunk) = self.waiting.pop_front_if(|chunk| chunk.last() <= applied) {
+            self.let_go(&chunk);
+        }
+        self.trim_front(applied);
+    }
+
+    /// A chunk is no longer held.
+    fn let_go(&mut self, chunk: &Chunk) {
+        self.bytes -= chunk.len();
+        self.frames -= u64::from(chunk.count);
     }
 
     /// The number of the oldest frame held, or of the next one when none is.
     fn held_from(&self) -> Seq {
-        self.chunks.front().map_or(Seq(self.last.0 - u64::from(self.open_count) + 1), |chunk| chunk.first)
+        let oldest = self.under_way.front().or(self.waiting.front());
+        oldest.map_or(Seq(self.last.0 - u64::from(self.open_count) + 1), |chunk| chunk.first)
     }
 
     fn close_open(&mut self) {
@@ -338,13 +473,13 @@ impl Outbox {
         }
         let first = Seq(self.last.0 - u64::from(self.open_count) + 1);
         let parts = smallvec![self.open.split().freeze()];
-        self.chunks.push_back(Chunk { first, count: self.open_count, since_ms: self.open_since_ms, parts });
+        self.waiting.push_back(Chunk { first, count: self.open_count, since_ms: self.open_since_ms, parts });
         (self.open_count, self.open_head) = (0, 0..0);
     }
 
     /// Cuts frames up to `applied` off the first chunk.
     fn trim_front(&mut self, applied: Seq) {
-        let Some(chunk) = self.chunks.front_mut() else { return };
+        let Some(chunk) = self.waiting.front_mut() else { return };
         if chunk.first > applied {
             return;
         }
@@ -353,6 +488,7 @@ impl Outbox {
         match cut_frames(&chunk.parts[0], cut) {
             Some(rest) => {
                 chunk.count -= u32::try_from(cut).unwrap_or(chunk.count);
+                self.frames -= cut;
                 chunk.first = applied.next();
                 chunk.parts[0] = rest;
                 self.bytes -= before - chunk.len();
@@ -360,7 +496,8 @@ impl Outbox {
             // Not as it was encoded: given up, and so counted as lost.
             None => {
                 self.bytes -= before;
-                self.chunks.pop_front();
+                self.frames -= u64::from(chunk.count);
+                self.waiting.pop_front();
             }
         }
     }
@@ -399,321 +536,4 @@ fn cut_frames(bytes: &Bytes, count: u64) -> Option<Bytes> {
         }
     }
     Some(bytes.slice(cut..))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::core::frame::{
-        BroadcastHead, FrameLimits, Head, LastHead, PayloadKind, decode_head, encode_head, frame_len,
-    };
-    use crate::core::inbox::{Inbox, Verdict};
-
-    const LIMITS: FrameLimits = FrameLimits { max_frame_bytes: 1 << 20, max_room_bytes: 512 };
-
-    /// Runs of broadcasts have the same head, also one with attachments; in between are answers. The payload tells the
-    /// number.
-    fn frame(number: u64, len: usize) -> (BytesMut, Bytes) {
-        let payload: Bytes = [&number.to_le_bytes()[..], &vec![7; len]].concat().into();
-        let mut encoded = BytesMut::new();
-        if number.is_multiple_of(5) {
-            encode_head(&Head::Answer { id: 1 }, payload.len(), &mut encoded).unwrap();
-            return (encoded, payload);
-        }
-        let rooms = ["lobby", "hall", "lobby"];
-        let kind = (number / 8 % 3) as usize;
-        let head = BroadcastHead {
-            ns: "/chat",
-            kind: PayloadKind::Plain,
-            flags: 0,
-            rooms: smallvec![rooms[kind]],
-            except: smallvec![],
-            server: None,
-            socket: None,
-            attachments: if kind == 2 { smallvec![3, 5] } else { smallvec![] },
-        };
-        encode_head(&Head::Broadcast(head), payload.len(), &mut encoded).unwrap();
-        (encoded, payload)
-    }
-
-    fn push(outbox: &mut Outbox, number: u64, len: usize) -> Result<Seq, DropReason> {
-        let (head, payload) = frame(number, len);
-        outbox.push(&head, &payload, 0)
-    }
-
-    /// The numbers in the frames of a chunk, which have the heads and the payloads that were pushed.
-    fn numbers(chunk: &[Bytes]) -> Vec<u64> {
-        let (wire, mut at) = (chunk.concat(), 0);
-        let (mut last, mut found) = (LastHead::default(), Vec::new());
-        while let Some(length) = frame_len(&wire[at..], &LIMITS).unwrap() {
-            let range = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
-            at = range.end;
-            let (head, payload_at) = match last.read(&wire, range.clone(), &LIMITS).unwrap() {
-                Some(message) => (Head::Broadcast(message.head.clone()), message.payload_at),
-                None => decode_head(&wire[range.clone()], &LIMITS).unwrap(),
-            };
-            let payload = &wire[range.start + payload_at..range.end];
-            let number = u64::from_le_bytes(*payload.first_chunk().unwrap());
-            let (pushed, whole) = frame(number, payload.len() - 8);
-            let pushed = [&pushed[LENGTH_BYTES..], &whole].concat();
-            assert_eq!(format!("{head:?}"), format!("{:?}", decode_head(&pushed, &LIMITS).unwrap().0));
-            assert_eq!(payload, whole);
-            found.push(number);
-        }
-        assert_eq!(at, wire.len());
-        found
-    }
-
-    fn take(outbox: &mut Outbox) -> Vec<u64> {
-        let mut found = Vec::new();
-        while outbox.has_unsent() {
-            // One chunk at a time: each must be readable alone.
-            let mut chunk = Vec::new();
-            assert_eq!(outbox.take(1, &mut chunk), chunk.iter().map(Bytes::len).sum::<usize>());
-            found.extend(numbers(&chunk));
-        }
-        found
-    }
-
-    #[test]
-    fn frames_leave_in_order_and_stay_until_acknowledged() {
-        let mut outbox = Outbox::new(1, 1 << 20);
-        for (number, len) in [(1, 10), (2, 5000), (3, 10), (4, 10)] {
-            assert_eq!(push(&mut outbox, number, len), Ok(Seq(number)));
-        }
-        assert_eq!(take(&mut outbox), [1, 2, 3, 4]);
-        assert!(!outbox.has_unsent());
-        assert_eq!(outbox.len(), 4);
-        outbox.ack(Seq(3));
-        assert_eq!(outbox.len(), 2, "the chunk of 3 and 4 is held until 4 is acknowledged");
-        outbox.ack(Seq(4));
-        assert_eq!((outbox.len(), outbox.bytes()), (0, 0));
-    }
-
-    #[test]
-    fn the_newest_frame_is_dropped_at_the_limit() {
-        let mut outbox = Outbox::new(1, 100);
-        assert_eq!(push(&mut outbox, 1, 200), Ok(Seq(1)), "an empty outbox takes any frame");
-        assert_eq!(push(&mut outbox, 2, 1), Err(DropReason::QueueFull));
-        take(&mut outbox);
-        outbox.ack(Seq(1));
-        assert_eq!(push(&mut outbox, 2, 1), Ok(Seq(2)));
-    }
-
-    #[test]
-    fn a_resume_in_the_middle_of_a_chunk_sends_the_rest() {
-        let mut outbox = Outbox::new(9, 1 << 20);
-        for number in 1..=5 {
-            push(&mut outbox, number, 10).unwrap();
-        }
-        assert_eq!(take(&mut outbox), [1, 2, 3, 4, 5]);
-        let resumed = outbox.resume(&Resume { epoch: 0, received: Some((9, 2)) });
-        assert_eq!(resumed, Resumed { first: Seq(3), lost: 0 });
-        push(&mut outbox, 6, 10).unwrap();
-        assert_eq!(take(&mut outbox), [3, 4, 5, 6]);
-    }
-
-    #[test]
-    fn a_head_is_written_once_a_buffer() {
-        let mut outbox = Outbox::new(9, 1 << 20);
-        let (head, payload) = frame(4, 10);
-        for _ in 0..3 {
-            outbox.push(&head, &payload, 0).unwrap();
-        }
-        let again = LENGTH_BYTES + 1 + payload.len();
-        assert_eq!(outbox.bytes(), head.len() + payload.len() + 2 * again);
-        assert_eq!(take(&mut outbox), [4, 4, 4]);
-        outbox.push(&head, &payload, 0).unwrap();
-        assert_eq!(outbox.bytes(), 2 * (head.len() + payload.len() + again), "the next buffer has its own");
-        // What is left begins with a whole head, and again when more is cut.
-        for (applied, left) in [(1, 3), (2, 2)] {
-            outbox.resume(&Resume { epoch: 0, received: Some((9, applied)) });
-            assert_eq!(take(&mut outbox), vec![4; left]);
-        }
-        assert_eq!(outbox.bytes(), 2 * (head.len() + payload.len()));
-    }
-
-    #[test]
-    fn a_broadcast_that_is_left_behind_another_frame_gets_its_head() {
-        let mut outbox = Outbox::new(9, 1 << 20);
-        for number in [4, 5, 5, 4, 4] {
-            push(&mut outbox, number, 10).unwrap();
-        }
-        for applied in 1..5 {
-            outbox.take(usize::MAX, &mut Vec::new());
-            let resumed = outbox.resume(&Resume { epoch: 0, received: Some((9, applied)) });
-            assert_eq!(resumed, Resumed { first: Seq(applied + 1), lost: 0 });
-            assert_eq!(take(&mut outbox), [4, 5, 5, 4, 4][applied as usize..]);
-        }
-    }
-
-    #[test]
-    fn what_a_forgetful_peer_may_have_had_is_lost_not_repeated() {
-        let mut outbox = Outbox::new(9, 1 << 20);
-        for number in 1..=3 {
-            push(&mut outbox, number, 10).unwrap();
-        }
-        take(&mut outbox);
-        push(&mut outbox, 4, 10).unwrap();
-        let resumed = outbox.resume(&Resume { epoch: 0, received: Some((8, 1)) });
-        assert_eq!(resumed, Resumed { first: Seq(4), lost: 3 });
-        assert_eq!(take(&mut outbox), [4]);
-    }
-
-    #[test]
-    fn old_frames_expire_and_are_a_gap() {
-        let mut outbox = Outbox::new(9, 1 << 20);
-        let (head, payload) = frame(1, 10);
-        outbox.push(&head, &payload, 100).unwrap();
-        take(&mut outbox);
-        let (head, payload) = frame(2, 10);
-        outbox.push(&head, &payload, 5000).unwrap();
-        assert_eq!(outbox.expire(2000), 1);
-        let resumed = outbox.resume(&Resume { epoch: 0, received: Some((9, 0)) });
-        assert_eq!(resumed, Resumed { first: Seq(2), lost: 1 });
-        assert_eq!(take(&mut outbox), [2]);
-    }
-
-    #[test]
-    fn a_loss_is_counted_once_however_often_the_link_comes_up() {
-        let mut outbox = Outbox::new(9, 1 << 20);
-        for number in 1..=3 {
-            push(&mut outbox, number, 10).unwrap();
-        }
-        take(&mut outbox);
-        outbox.expire(u64::MAX);
-        let theirs = Resume { epoch: 5, received: Some((9, 0)) };
-        assert_eq!(outbox.resume(&theirs), Resumed { first: Seq(4), lost: 3 });
-        // That link broke before the peer heard of the loss.
-        assert_eq!(outbox.resume(&theirs), Resumed { first: Seq(4), lost: 0 });
-        assert_eq!(outbox.clear(), 0);
-    }
-
-    #[test]
-    fn a_first_link_that_breaks_before_it_began_loses_nothing() {
-        let mut outbox = Outbox::new(9, 1 << 20);
-        let theirs = Resume { epoch: 5, received: None };
-        assert_eq!(outbox.resume(&theirs), Resumed { first: Seq(1), lost: 0 });
-        push(&mut outbox, 1, 10).unwrap();
-        assert_eq!(take(&mut outbox), [1]);
-        assert_eq!(outbox.resume(&theirs), Resumed { first: Seq(1), lost: 0 });
-        assert_eq!(take(&mut outbox), [1]);
-        // Another memory: a run of the peer that was given up and found again. It may have had the first.
-        assert_eq!(outbox.resume(&Resume { epoch: 6, ..theirs }), Resumed { first: Seq(2), lost: 1 });
-    }
-
-    #[test]
-    fn another_node_gets_what_the_one_before_did_not() {
-        for untouched in [false, true] {
-            let mut outbox = Outbox::new(9, 1 << 20);
-            outbox.resume(&Resume { epoch: 5, received: None });
-            for number in 1..=4 {
-                push(&mut outbox, number, 10).unwrap();
-            }
-            assert_eq!(take(&mut outbox), [1, 2, 3, 4]);
-            outbox.ack(Seq(2));
-            push(&mut outbox, 5, 10).unwrap();
-            assert_eq!(outbox.move_to(10, untouched), if untouched { 0 } else { 2 });
-            assert_eq!((outbox.epoch(), outbox.under_way()), (10, 0));
-            let first = if untouched { 3 } else { 5 };
-            let resumed = outbox.resume(&Resume { epoch: 6, received: None });
-            assert_eq!(resumed, Resumed { first: Seq(first), lost: 0 });
-            assert_eq!(take(&mut outbox), (first..=5).collect::<Vec<_>>());
-            // Back to the first node, which remembers the epoch before: it has nothing of this one.
-            outbox.ack(Seq(5));
-            push(&mut outbox, 6, 10).unwrap();
-            assert_eq!(outbox.move_to(11, false), 0);
-            let resumed = outbox.resume(&Resume { epoch: 5, received: Some((9, 4)) });
-            assert_eq!(resumed, Resumed { first: Seq(6), lost: 0 });
-            assert_eq!(take(&mut outbox), [6]);
-            outbox.ack(Seq(6));
-            assert_eq!(outbox.bytes(), 0);
-        }
-    }
-
-    #[derive(Debug, Clone)]
-    enum Op {
-        Push(usize),
-        Deliver(usize),
-        Ack,
-        /// The link breaks and comes up again; the peer hears how it begins, or the link breaks before that.
-        Break(bool),
-        /// As many of the oldest frames expire while there is no link.
-        Expire(u64),
-        Forget,
-    }
-
-    fn ops() -> impl Strategy<Value = Vec<Op>> {
-        let op = prop_oneof![
-            4 => prop_oneof![1usize..40, 2000usize..3000].prop_map(Op::Push),
-            3 => (0usize..20).prop_map(Op::Deliver),
-            2 => Just(Op::Ack),
-            1 => any::<bool>().prop_map(Op::Break),
-            1 => (0u64..10).prop_map(Op::Expire),
-            1 => Just(Op::Forget),
-        ];
-        proptest::collection::vec(op, 1..200)
-    }
-
-    proptest! {
-        /// A link that breaks anywhere, any number of times: every frame arrives once, in order, or is counted as lost
-        /// by both sides.
-        #[test]
-        fn broken_links_neither_lose_nor_repeat(ops in ops()) {
-            let mut outbox = Outbox::new(7, usize::MAX);
-            let mut inbox = Inbox::new();
-            // Which memory the peer has, and whether the link that is up has begun for it.
-            let (mut memory, mut begun) = (1, false);
-            outbox.resume(&inbox.resume(memory));
-            let (mut pushed, mut arrived, mut lost, mut gap) = (0u64, Vec::new(), 0u64, 0u64);
-            let mut wire: VecDeque<u64> = VecDeque::new();
-            let mut expired = 0;
-            for op in ops.into_iter().chain([Op::Break(true), Op::Deliver(usize::MAX)]) {
-                match op {
-                    Op::Push(len) => {
-                        pushed += 1;
-                        let (head, payload) = frame(pushed, len);
-                        prop_assert_eq!(outbox.push(&head, &payload, pushed), Ok(Seq(pushed)));
-                    }
-                    Op::Deliver(count) => {
-                        wire.extend(take(&mut outbox));
-                        for number in wire.drain(..count.min(wire.len())).filter(|_| begun) {
-                            match inbox.accept() {
-                                Verdict::Deliver => arrived.push(number),
-                                Verdict::Duplicate => {}
-                            }
-                        }
-                    }
-                    Op::Ack => outbox.ack(inbox.received()),
-                    Op::Break(_) | Op::Forget | Op::Expire(_) => {
-                        wire.clear();
-                        if let Op::Expire(count) = op {
-                            expired += outbox.expire((pushed + 1).saturating_sub(outbox.len()) + count);
-                        }
-                        if matches!(op, Op::Forget) {
-                            inbox = Inbox::new();
-                            memory += 1;
-                        }
-                        let resumed = outbox.resume(&inbox.resume(memory));
-                        lost += resumed.lost;
-                        begun = !matches!(op, Op::Break(false));
-                        if begun {
-                            gap += inbox.start(7, resumed.first).gap;
-                        }
-                    }
-                }
-                prop_assert!(outbox.len() <= pushed);
-                let held = outbox.chunks.iter().map(Chunk::len).sum::<usize>() + outbox.open.len();
-                prop_assert_eq!(outbox.bytes(), held);
-            }
-            prop_assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "order or duplicate: {:?}", arrived);
-            prop_assert!(arrived.len() as u64 + lost >= pushed, "silent loss");
-            prop_assert!(gap <= lost);
-            prop_assert!(memory > 1 || expired > 0 || (lost == 0 && arrived.len() as u64 == pushed), "lost {} for a break", lost);
-            outbox.ack(Seq(pushed));
-            prop_assert_eq!(outbox.bytes(), 0);
-        }
-    }
 }

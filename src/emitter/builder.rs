@@ -194,7 +194,7 @@ impl EmitterBuilder {
         let limit = hub.config.link.outbox_bytes;
         let queue = hub.add_peer(|slot| {
             let queue = PeerQueue::new(peer, Incarnation(0), slot, nowhere, seed | 1, limit);
-            Arc::new(queue.with_role(PeerRole::Host))
+            Arc::new(queue.with_role(PeerRole::Host).with_policy(&hub.config.link))
         });
         let state = watch::channel(EmitterState::Searching).0;
         let (failed_tx, failed) = watch::channel(None);

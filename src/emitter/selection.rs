@@ -311,7 +311,9 @@ impl<'e> Selection<'e> {
     fn accepted(&self, receipt: &Receipt, bytes: usize) -> Result<(), EmitterError> {
         let link = &self.emitter.inner.hub.config.link;
         match receipt.dropped.first().map(|(_, reason)| *reason) {
-            Some(DropReason::QueueFull) => Err(EmitterError::Full { limit: link.outbox_bytes }),
+            Some(DropReason::QueueFull | DropReason::WaitedTooLong) => {
+                Err(EmitterError::Full { limit: link.outbox_bytes })
+            }
             Some(DropReason::TooLarge) => Err(EmitterError::TooLarge { bytes, limit: link.max_frame_bytes }),
             Some(DropReason::PeerGone) => Err(EmitterError::Closed),
             // Volatile, and dropped: as was asked for.

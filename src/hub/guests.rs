@@ -83,7 +83,11 @@ impl Guests {
                 limit,
             );
             let (turn, nonce) = (tokio::sync::Mutex::default(), AtomicU64::new(0));
-            let guest = Guest { queue: Arc::new(queue.with_role(PeerRole::Guest)), turn, nonce };
+            let guest = Guest {
+                queue: Arc::new(queue.with_role(PeerRole::Guest).with_policy(&hub.config.link)),
+                turn,
+                nonce,
+            };
             Entry { guest: Arc::new(guest), links: 0, away_since_ms: None }
         });
         entry.links += 1;

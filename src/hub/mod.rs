@@ -11,6 +11,7 @@ pub(crate) mod peer;
 pub(crate) mod requests;
 pub(crate) mod rooms;
 mod settle;
+pub(crate) mod waits;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -335,6 +336,23 @@ impl Hub {
         payload: &Bytes,
         volatile: bool,
     ) -> Receipt {
+        self.send_by(ns, rooms, head, payload, volatile, |peer, head| {
+            peer.push(head, payload, || self.now_ms()).map(|_| true)
+        })
+    }
+
+    /// As [`send`](Self::send), with the way into the queue of a peer: `push` says whether the frame, whose encoded head it
+    /// is given, is queued; else it waits.
+    #[inline]
+    fn send_by(
+        &self,
+        ns: &Namespace,
+        rooms: &[RoomKey],
+        head: &BroadcastHead<'_>,
+        payload: &Bytes,
+        volatile: bool,
+        mut push: impl FnMut(&Arc<PeerQueue>, &[u8]) -> Result<bool, DropReason>,
+    ) -> Receipt {
         SCRATCH.with_borrow_mut(|scratch| {
             let (scratch, memo, peers) = scratch.parts(&self.peers);
             let mask = memo.lookup(&self.routes, ns, rooms);
@@ -353,11 +371,11 @@ impl Hub {
                 receipt.targeted += 1;
                 let outcome = match (fits, volatile) {
                     (false, _) => Err(DropReason::TooLarge),
-                    (true, true) => peer.send_volatile(scratch, payload),
-                    (true, false) => peer.push(scratch, payload, || self.now_ms()).map(drop),
+                    (true, true) => peer.send_volatile(scratch, payload).map(|()| true),
+                    (true, false) => push(peer, scratch),
                 };
                 match outcome {
-                    Ok(()) => receipt.queued += 1,
+                    Ok(queued) => receipt.queued += usize::from(queued),
                     Err(reason) => {
                         self.counters.drops.fetch_add(1, Ordering::Relaxed);
                         peer.count_drop(reason);
@@ -367,18 +385,6 @@ impl Hub {
             }
             receipt
         })
-    }
-
-    /// Waits until the queue of every peer that is interested in `rooms` of `ns` has room for `bytes` more.
-    pub(crate) async fn writable(&self, ns: &Namespace, rooms: &[RoomKey], bytes: usize) {
-        let mut mask = PeerMask::default();
-        self.routes.lookup(ns, rooms, &mut mask);
-        for slot in mask.iter() {
-            let peer = self.peers.load().get(usize::from(slot.0)).cloned().flatten();
-            if let Some(peer) = peer {
-                peer.writable(bytes).await;
-            }
-        }
     }
 
     /// Hands a message from another node to the fronts of its namespace here.

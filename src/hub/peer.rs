@@ -3,18 +3,19 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
+use crate::config::{LinkConfig, QueuePolicy};
 use crate::core::frame::{Head, Resume, encode_head};
 use crate::core::inbox::Inbox;
 use crate::core::link::LinkState;
-use crate::core::outbox::{Outbox, Resumed};
+use crate::core::outbox::{GivenUp, Outbox, Resumed, Taken};
 use crate::error::DropReason;
 use crate::hub::lock;
 use crate::hub::requests::Serving;
@@ -87,6 +88,9 @@ pub(crate) struct PeerQueue {
     limit_bytes: usize,
     /// Small frames that must get there and found the queue full, oldest first.
     late: Mutex<VecDeque<Bytes>>,
+    /// Whose turn it is of those who wait for room, first come, first served; and how many they are.
+    pub(super) turn: Semaphore,
+    pub(super) waiting: AtomicUsize,
     /// The inbox, while no link reads.
     inbox: Mutex<Option<Inbox>>,
     /// Wakes the writer: frames, interest or an acknowledgement are due.
@@ -140,6 +144,7 @@ pub(crate) struct PeerCounters {
     pub(crate) gap_sent: AtomicU64,
     pub(crate) gap_received: AtomicU64,
     pub(crate) dropped_full: AtomicU64,
+    pub(crate) dropped_waited: AtomicU64,
     pub(crate) dropped_too_large: AtomicU64,
     pub(crate) dropped_volatile: AtomicU64,
     pub(crate) dropped_gone: AtomicU64,
@@ -174,6 +179,8 @@ impl PeerQueue {
             outbox: Mutex::new(Outbox::new(epoch, limit_bytes)),
             limit_bytes,
             late: Mutex::default(),
+            turn: Semaphore::new(1),
+            waiting: AtomicUsize::new(0),
             inbox: Mutex::new(Some(Inbox::new())),
             wake: Notify::new(),
             space: Notify::new(),
@@ -198,6 +205,13 @@ impl PeerQueue {
     /// The same with another role.
     pub(crate) fn with_role(self, role: PeerRole) -> Self {
         Self { role, ..self }
+    }
+
+    /// The same with the policy of the node.
+    pub(crate) fn with_policy(self, link: &LinkConfig) -> Self {
+        let drop_oldest = link.queue_policy == QueuePolicy::DropOldest;
+        let outbox = self.outbox.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Self { outbox: Mutex::new(outbox.dropping_oldest(drop_oldest)), ..self }
     }
 
     /// Queues a frame; its bytes are copied or shared, never changed. Returns its number.
@@ -268,6 +282,7 @@ impl PeerQueue {
         let counters = &self.counters;
         let counter = match reason {
             DropReason::QueueFull => &counters.dropped_full,
+            DropReason::WaitedTooLong => &counters.dropped_waited,
             DropReason::TooLarge => &counters.dropped_too_large,
             DropReason::NotWritable => &counters.dropped_volatile,
             DropReason::PeerGone => &counters.dropped_gone,
@@ -326,9 +341,13 @@ impl PeerQueue {
         lock(&self.outbox).unsent()
     }
 
-    /// Moves unsent frames to `out`, about `max_bytes`.
-    pub(crate) fn take(&self, max_bytes: usize, out: &mut Vec<Bytes>) -> usize {
-        lock(&self.outbox).take(max_bytes, out)
+    /// Moves unsent frames to `out`, about `max_bytes`. Says how many are lost that would have come before them.
+    pub(crate) fn take(&self, max_bytes: usize, out: &mut Vec<Bytes>) -> u64 {
+        let Taken { lost, .. } = lock(&self.outbox).take(max_bytes, out);
+        if lost > 0 {
+            count(&self.counters.gap_sent, lost);
+        }
+        lost
     }
 
     /// The peer has applied frames up to `seq`. Returns up to where it owes no more acknowledgements.
@@ -396,6 +415,26 @@ impl PeerQueue {
             self.space.notify_waiters();
         }
         expired
+    }
+
+    /// Gives up frames older than `before_ms` that were not sent yet over the link that stands.
+    pub(crate) fn expire_unsent(&self, before_ms: u64) -> u64 {
+        let expired = lock(&self.outbox).expire_unsent(before_ms);
+        if expired > 0 {
+            self.space.notify_waiters();
+            self.wake.notify_one();
+        }
+        expired
+    }
+
+    /// Frames that were queued and given up, by reason.
+    pub(crate) fn given_up(&self) -> GivenUp {
+        lock(&self.outbox).given_up()
+    }
+
+    /// The link has ended, with its tasks.
+    pub(crate) fn link_ended(&self) {
+        lock(&self.outbox).link_ended();
     }
 
     /// Whether everything was given up.

@@ -53,6 +53,41 @@ fn one_encoding_serves_every_peer() {
     }
 }
 
+/// The bytes of a payload: gone when nobody holds it.
+struct Owned(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[test]
+fn peers_that_are_away_share_the_payload_and_let_go_of_it_when_they_are_given_up() {
+    let hub = hub("a");
+    let peers: Vec<_> = (0..20).map(|index| add(&hub, &format!("peer-{index}"))).collect();
+    let bytes = Arc::new(vec![7; 100_000]);
+    let held = Arc::downgrade(&bytes);
+    assert_eq!(send(&hub, &Bytes::from_owner(Owned(bytes))).queued, 20);
+    assert_eq!(held.strong_count(), 1, "one allocation, however many peers hold it");
+    assert!(peers.iter().all(|peer| peer.depth().1 >= 100_000), "each counts it");
+    let queues: Vec<_> = peers.iter().map(Arc::downgrade).collect();
+    for (index, peer) in peers.iter().enumerate() {
+        assert_eq!(held.strong_count(), 1);
+        // A later run of the same node has nothing of what was for the one before.
+        let id = format!("peer-{index}");
+        let next = add(&hub, &id);
+        assert_eq!(hub.remove_peer(peer), 1);
+        assert_eq!((peer.depth(), next.depth()), ((0, 0), (0, 0)));
+        assert_eq!(peer.push(b"late", &Bytes::new(), || 0), Err(DropReason::PeerGone));
+    }
+    assert_eq!(held.strong_count(), 0, "the memory is given back");
+    // The queues go, too: the last to know them is the thread that sent, until it sends again.
+    drop(peers);
+    assert_eq!(send(&hub, &Bytes::from_static(b"next")).queued, 20);
+    assert!(queues.iter().all(|queue| queue.strong_count() == 0));
+}
+
 #[test]
 fn a_thread_that_has_sent_before_sees_who_came_and_who_went() {
     let (one, other) = (hub("a"), hub("x"));

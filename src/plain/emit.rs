@@ -10,11 +10,12 @@ use super::{Inner, MemberId};
 use crate::core::frame::{BroadcastHead, MAX_ROOMS, Op, PayloadKind};
 use crate::error::IdError;
 use crate::hub::Receipt;
+use crate::hub::waits::Patience;
 use crate::ids::{NodeId, RoomKey};
 
 /// The bit of a volatile message in the flags of a frame.
 const VOLATILE: u8 = 0x04;
-/// What a frame has beside its payload and its names, at most, in bytes: what `emit_wait` asks room for.
+/// What a frame for one member has beside its payload and the path, at most, in bytes: what `emit_wait` asks room for.
 const HEAD_BYTES: usize = 64;
 
 /// A message that could not be sent. Nobody got it, here or elsewhere.
@@ -166,33 +167,43 @@ impl<'a> Emit<'a> {
         Ok(self.send(&message.into()))
     }
 
-    /// As [`emit`](Self::emit), but first waits until the queue of every node that the message is for has room, for
-    /// senders that want to be slowed down rather than lose messages. Others may use that room up in the meantime:
-    /// what became of the message is in the receipt. A volatile or local message never waits.
+    /// As [`emit`](Self::emit), but waits for room in full queues, for senders that want to be slowed down rather than lose
+    /// messages: members here and nodes with room have the message on the first poll, the others as soon as they have room.
+    /// At each node those who wait are served in the order in which they began to; an `emit` does not wait and may be before
+    /// them. With [`QueuePolicy::Wait`](crate::config::QueuePolicy::Wait) the wait ends with the deadline, else it has no
+    /// end; what became of the message is in the receipt. A volatile or local message never waits.
     ///
-    /// Nobody gets the message before the wait is over, here or elsewhere. Dropping the future before that sends
-    /// nothing.
+    /// To one member ([`member`](crate::Namespace::member)) the message goes when its node has room.
+    ///
+    /// Dropping the future gives up the nodes that have no room yet; nothing is counted for them.
     ///
     /// # Errors
     /// Any [`EmitError`], without waiting; then nobody got it.
     pub async fn emit_wait(self, message: impl Into<Bytes>) -> Result<Receipt, EmitError> {
         self.check()?;
         let message = message.into();
-        let (hub, ns) = (self.inner.hub(), self.inner.ns());
-        let names: usize = self.rooms.iter().chain(&self.except).map(|room| room.len() + 2).sum();
-        let bytes = message.len() + names + HEAD_BYTES;
-        match &self.only {
-            _ if self.local => {}
-            Some((node, _)) => {
-                let peer = hub.peers().into_iter().find(|peer| peer.id == *node);
-                if let Some(peer) = peer {
-                    peer.writable(bytes + ns.path().len()).await;
-                }
-            }
-            None if self.volatile || (!self.everyone && self.rooms.is_empty()) => {}
-            None => hub.writable(ns, &self.keys(), bytes).await,
+        let hub = self.inner.hub();
+        let patience = hub.policy_patience().unwrap_or(Patience::Endless);
+        if let Some((node, _)) = &self.only {
+            let peer = hub.peers().into_iter().find(|peer| peer.id == *node).filter(|_| !self.local);
+            let Some(peer) = peer else { return Ok(self.send(&message)) };
+            let bytes = message.len() + self.inner.ns().path().len() + HEAD_BYTES;
+            return Ok(match hub.turn(&peer, bytes, patience).await {
+                Ok(_turn) => self.send(&message),
+                Err(reason) => Receipt { targeted: 1, queued: 0, dropped: vec![(node.clone(), reason)] },
+            });
         }
-        Ok(self.send(&message))
+        if self.volatile {
+            return Ok(self.send(&message));
+        }
+        let sent = self.send_by(&message, |keys, head| {
+            hub.send_waiting(self.inner.ns(), keys, head, &message, patience)
+        });
+        let Some((mut receipt, waits)) = sent else { return Ok(Receipt::default()) };
+        let Receipt { queued, dropped, .. } = waits.finish().await;
+        receipt.queued += queued;
+        receipt.dropped.extend(dropped);
+        Ok(receipt)
     }
 
     #[inline]
@@ -215,12 +226,26 @@ impl<'a> Emit<'a> {
         keys
     }
 
+    #[inline]
     fn send(&self, message: &Bytes) -> Receipt {
         if self.only.is_some() {
             return self.order(Op::Deliver, &[], message);
         }
+        let sent = self.send_by(message, |keys, head| {
+            self.inner.hub().send(self.inner.ns(), keys, head, message, self.volatile)
+        });
+        sent.unwrap_or_default()
+    }
+
+    /// Delivers to the members here, then has `elsewhere` send it to the other nodes; none when it is for nobody there.
+    #[inline]
+    fn send_by<R>(
+        &self,
+        message: &Bytes,
+        elsewhere: impl FnOnce(&[RoomKey], &BroadcastHead<'_>) -> R,
+    ) -> Option<R> {
         if !self.everyone && self.rooms.is_empty() {
-            return Receipt::default();
+            return None;
         }
         let head = BroadcastHead {
             ns: self.inner.ns().path(),
@@ -233,10 +258,7 @@ impl<'a> Emit<'a> {
             attachments: smallvec![],
         };
         self.inner.deliver_here(&head.rooms, &head.except, self.sender, message);
-        if self.local {
-            return Receipt::default();
-        }
-        self.inner.hub().send(self.inner.ns(), &self.keys(), &head, message, self.volatile)
+        (!self.local).then(|| elsewhere(&self.keys(), &head))
     }
 }
 

@@ -1,12 +1,14 @@
 mod asking;
 
 use std::sync::OnceLock;
+use std::task::Poll;
 
-use tokio::time::{Duration, timeout};
+use tokio::time::Duration;
 
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, QueuePolicy};
 use crate::core::frame::MAX_ROOMS;
+use crate::error::DropReason;
 use crate::event::RoomEvent;
 use crate::hub::NamespaceOp;
 use crate::hub::peer::PeerQueue;
@@ -269,15 +271,47 @@ async fn a_peer_gets_what_it_may_want_and_emit_wait_waits_for_it() {
     let receipt = ns.to("r").emit(vec![0; 800]).unwrap();
     assert_eq!((receipt.queued, receipt.dropped.len(), take(&a).len()), (0, 1, 2));
 
-    let waiting = ns.to("r").emit_wait(vec![0; 800]);
-    assert!(timeout(Duration::from_millis(20), waiting).await.is_err());
-    assert!(take(&a).is_empty(), "an emit that was given up reached nobody");
+    let free = add_peer(&hub, "c", 1 << 20);
+    {
+        let mut waiting = std::pin::pin!(ns.to("r").emit_wait(vec![0; 800]));
+        let first = std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_pending())).await;
+        assert!(first, "it waits for the one that is full");
+        assert_eq!(
+            (take(&a).len(), free.depth().0),
+            (1, 1),
+            "members here and peers with room have it at once"
+        );
+    }
+    assert_eq!(peer.depth().0, 1, "given up");
+    free.close();
     let waiting = ns.to("r").emit_wait(vec![0; 800]);
     let (receipt, ()) = tokio::join!(waiting, async {
         peer.take(usize::MAX, &mut Vec::new());
         peer.ack(crate::ids::Seq(1));
     });
     assert_eq!((receipt.unwrap().queued, take(&a).len()), (1, 1));
+}
+
+fn add_peer(hub: &Hub, id: &str, limit: usize) -> Arc<PeerQueue> {
+    let (id, addr) = (NodeId::new(id).unwrap(), "127.0.0.1:7946".parse().unwrap());
+    hub.add_peer(|slot| Arc::new(PeerQueue::new(id, Incarnation(2), slot, addr, 1, limit)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_the_policy_wait_a_wait_ends_with_its_deadline_and_emit_does_not_wait() {
+    let mut config = Config::default();
+    config.link.queue_policy = QueuePolicy::Wait { deadline: Duration::from_secs(2) };
+    let hub = hub(config);
+    let ns = NamespaceHandle::open(&hub, &NamespaceRegistry::default(), "/chat").unwrap();
+    let peer = add_peer(&hub, "b", 1_000);
+    assert_eq!(ns.to("r").emit(vec![0; 800]).unwrap().queued, 1);
+    assert_eq!(ns.to("r").emit(vec![0; 800]).unwrap().dropped[0].1, DropReason::QueueFull);
+    let receipt = ns.to("r").emit_wait(vec![0; 800]).await.unwrap();
+    assert_eq!((receipt.targeted, receipt.queued), (1, 0));
+    assert_eq!(receipt.dropped, [(peer.id.clone(), DropReason::WaitedTooLong)]);
+    let receipt = ns.member(&peer.id, MemberId(1)).emit_wait(vec![0; 800]).await.unwrap();
+    assert_eq!(receipt.dropped, [(peer.id.clone(), DropReason::WaitedTooLong)]);
+    assert_eq!(peer.depth().0, 1);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::core::interest::{InterestChange, InterestDelta};
 use crate::core::link::LinkState;
@@ -26,6 +27,9 @@ use crate::quic::writer::Writer;
 
 /// How long a peer that has finished its stream is given to close with the reason.
 const GOODBYE_TIME: Duration = Duration::from_secs(1);
+
+/// The least time between two log lines about lost frames of one link and direction.
+const GAP_LOG_PAUSE: Duration = Duration::from_secs(1);
 
 /// A part of a peer's interest.
 #[derive(Debug)]
@@ -68,6 +72,26 @@ pub(super) struct Signals {
     pub(super) snapshot_wanted: AtomicBool,
     /// We want a snapshot of the peer's interest.
     pub(super) want_snapshot: AtomicBool,
+}
+
+/// When to log lost frames: at once, then their sum, at most once in [`GAP_LOG_PAUSE`]. A peer that is always too slow would
+/// fill the log.
+#[derive(Default)]
+pub(super) struct GapLog {
+    frames: u64,
+    next: Option<Instant>,
+}
+
+impl GapLog {
+    /// Frames were lost, or none. Says how many to log now.
+    pub(super) fn due(&mut self, lost: u64) -> Option<u64> {
+        self.frames += lost;
+        if self.frames == 0 || self.next.is_some_and(|next| Instant::now() < next) {
+            return None;
+        }
+        self.next = Some(Instant::now() + GAP_LOG_PAUSE);
+        Some(std::mem::take(&mut self.frames))
+    }
 }
 
 /// What both directions of a link work with.
@@ -162,5 +186,6 @@ pub(crate) async fn run(
     peer.set_state(LinkState::Down);
     code.close(&conn, &error.to_string());
     tasks.shutdown().await;
+    peer.link_ended();
     error
 }

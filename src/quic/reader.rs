@@ -21,7 +21,7 @@ use crate::hub::peer::{LentInbox, PeerQueue, PeerRole, count, count_alone};
 use crate::hub::requests::MissingReason;
 use crate::hub::{Hub, Recent};
 use crate::ids::Seq;
-use crate::quic::connection::{Applied, Ends, InterestUpdate, LinkHost, Signals};
+use crate::quic::connection::{Applied, Ends, GapLog, InterestUpdate, LinkHost, Signals};
 use crate::quic::handshake::FrameReader;
 use crate::quic::together::give_way;
 
@@ -46,6 +46,9 @@ pub(super) struct Reader {
     interest: InterestReader,
     /// Bytes of counted frames since the last acknowledgement.
     unacked: usize,
+    /// Frames that were lost and are not reported yet.
+    gap: u64,
+    gap_log: GapLog,
 }
 
 impl Reader {
@@ -72,6 +75,8 @@ impl Reader {
             epoch: 0,
             interest,
             unacked: 0,
+            gap: 0,
+            gap_log: GapLog::default(),
         }
     }
 
@@ -107,6 +112,7 @@ impl Reader {
                 last_head.clear();
                 last_head.extend_from_slice(&block[here]);
             }
+            self.report_gap();
             if self.peer.role == PeerRole::Guest {
                 // Acknowledged when the others have it: see `guest.rs`.
                 self.peer.relayed.store(self.inbox.inbox.received().0, Ordering::Release);
@@ -248,8 +254,15 @@ impl Reader {
     }
 
     fn start(&mut self, first: u64) -> Result<(), LinkError> {
-        if self.epoch != 0 || self.theirs == 0 || first == 0 {
-            return Err(LinkError::Violation("an unexpected start".into()));
+        let unexpected = || LinkError::Violation("an unexpected start".into());
+        if self.epoch != 0 {
+            // The peer has given up frames before it sent them.
+            let gap = self.inbox.inbox.jump(Seq(first)).ok_or_else(unexpected)?;
+            self.lost(gap);
+            return Ok(());
+        }
+        if self.theirs == 0 || first == 0 {
+            return Err(unexpected());
         }
         self.epoch = self.theirs;
         let started = self.inbox.inbox.start(self.epoch, Seq(first));
@@ -257,17 +270,33 @@ impl Reader {
             // Only now is it clear which frames the number counts.
             self.peer.applied.store(self.inbox.inbox.received().0, Ordering::Release);
         }
-        if started.gap > 0 {
-            count(&self.peer.counters.gap_received, started.gap);
-            let peer = self.peer.id.clone();
-            tracing::warn!(node = %self.hub.id, %peer, frames = started.gap, "frames from a peer were lost");
-            self.hub.event(Event::Gap { peer, frames: started.gap, outgoing: false });
+        self.lost(started.gap);
+        Ok(())
+    }
+
+    /// Frames never come. What depends on them ends before the next frame is looked at.
+    fn lost(&mut self, frames: u64) {
+        if frames > 0 {
+            count(&self.peer.counters.gap_received, frames);
+            self.gap += frames;
             // An answer may have been among them, and that the peer gives up a question. What it asked before, it takes
             // for lost itself.
             self.hub.no_answers(&self.peer, MissingReason::Lost);
             self.peer.serving.cancel_all();
         }
-        Ok(())
+    }
+
+    /// Says what was lost, once for a block of frames.
+    fn report_gap(&mut self) {
+        let frames = std::mem::take(&mut self.gap);
+        if frames == 0 {
+            return;
+        }
+        let peer = self.peer.id.clone();
+        if let Some(frames) = self.gap_log.due(frames) {
+            tracing::warn!(node = %self.hub.id, %peer, frames, "frames from a peer were lost");
+        }
+        self.hub.event(Event::Gap { peer, frames, outgoing: false });
     }
 
     async fn interest(&mut self, step: InterestStep) -> Result<(), LinkError> {

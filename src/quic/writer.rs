@@ -16,7 +16,7 @@ use crate::hub::Hub;
 use crate::hub::feed::Next;
 use crate::hub::peer::{PeerQueue, PeerRole, count};
 use crate::hub::requests::MissingReason;
-use crate::quic::connection::{Ends, LinkHost, Signals};
+use crate::quic::connection::{Ends, GapLog, LinkHost, Signals};
 use crate::quic::handshake::connection_error;
 
 /// About how many bytes go into one write.
@@ -46,13 +46,8 @@ impl Writer {
         self.write(&mut out).await?;
         let Ok(theirs) = theirs.await else { return Err(LinkError::Lost("no resume".into())) };
         let resumed = self.peer.resume(&theirs);
-        if resumed.lost > 0 {
-            let (peer, frames) = (self.peer.id.clone(), resumed.lost);
-            tracing::warn!(node = %self.hub.id, %peer, frames, "frames for a peer were lost");
-            self.hub.event(Event::Gap { peer, frames, outgoing: true });
-            // A question may have been among them.
-            self.hub.no_answers(&self.peer, MissingReason::Lost);
-        }
+        let mut log = GapLog::default();
+        self.report(resumed.lost, &mut log);
         push_head(&Head::Start { first: resumed.first.0 }, &mut out)?;
 
         let heartbeat = self.hub.config.link.heartbeat;
@@ -92,7 +87,8 @@ impl Writer {
             }
             // A snapshot goes in between the messages, not before all of them.
             out.extend(snapshot.by_ref().take(2));
-            self.peer.take(WRITE_BYTES, &mut out);
+            let lost = self.peer.take(WRITE_BYTES, &mut out);
+            self.report(lost, &mut log);
             if out.is_empty() {
                 tokio::select! {
                     () = self.peer.wake.notified() => {}
@@ -105,6 +101,18 @@ impl Writer {
                 return self.goodbye(out).await;
             }
             gather.wait(&self.peer).await;
+        }
+    }
+
+    /// Says what the peer never gets.
+    fn report(&self, lost: u64, log: &mut GapLog) {
+        if let Some(frames) = log.due(lost) {
+            tracing::warn!(node = %self.hub.id, peer = %self.peer.id, frames, "frames for a peer were lost");
+        }
+        if lost > 0 {
+            self.hub.event(Event::Gap { peer: self.peer.id.clone(), frames: lost, outgoing: true });
+            // A question may have been among them.
+            self.hub.no_answers(&self.peer, MissingReason::Lost);
         }
     }
 

@@ -21,6 +21,7 @@ use super::data::DataTable;
 use super::{Error, InitError, InitRes, RoomcastAdapterCtr, receipt};
 use crate::core::frame::PayloadKind;
 use crate::core::routes::PeerMask;
+use crate::hub::waits::Waits;
 use crate::hub::{Inbound, SERVERS};
 use crate::ids::{Namespace, NodeId};
 
@@ -120,19 +121,30 @@ impl<E> RoomcastAdapter<E> {
 }
 
 impl<E: SocketEmitter> RoomcastAdapter<E> {
-    fn broadcast_now(&self, packet: Packet, opts: BroadcastOptions) -> Result<(), BroadcastError> {
+    /// Serves who can be served now; gives back what waits for room at other nodes.
+    fn broadcast_now(
+        &self,
+        packet: Packet,
+        opts: BroadcastOptions,
+    ) -> (Result<(), BroadcastError>, Option<Waits>) {
         let outgoing = self.outgoing(&packet, &opts);
         // Sockets here come first, and are served whatever becomes of the rest.
         let here = self.local.broadcast(packet, opts);
         let sent = match outgoing {
-            Ok(Some(outgoing)) => self.send(outgoing).map(receipt::collect),
-            Ok(None) => Ok(()),
+            Ok(Some(outgoing)) => self.send(outgoing),
+            Ok(None) => Ok(Default::default()),
             Err(error) => Err(error),
         };
-        sent.map_err(AdapterError::from)?;
+        let waits = match sent {
+            Ok((receipt, waits)) => {
+                receipt::collect(receipt);
+                waits
+            }
+            Err(error) => return (Err(AdapterError::from(error).into()), None),
+        };
         match here {
-            Err(errors) if !errors.is_empty() => Err(BroadcastError::Socket(errors)),
-            _ => Ok(()),
+            Err(errors) if !errors.is_empty() => (Err(BroadcastError::Socket(errors)), waits),
+            _ => (Ok(()), waits),
         }
     }
 
@@ -291,12 +303,18 @@ impl<E: SocketEmitter> CoreAdapter<E> for RoomcastAdapter<E> {
         Ok(u16::try_from(peers.len() + 1).unwrap_or(u16::MAX))
     }
 
-    /// Serves the sockets here, then hands the packet to the queues of the nodes that need it.
+    /// Serves the sockets here, then hands the packet to the queues of the nodes that need it. Does so on the first poll;
+    /// with [`QueuePolicy::Wait`](crate::config::QueuePolicy::Wait) it then waits for the queues that have no room, and
+    /// dropping the future gives up those.
     ///
     /// # Errors
     /// [`BroadcastError::Adapter`] with an [`Error`] when other nodes could not be served, else what went wrong here.
     async fn broadcast(&self, packet: Packet, opts: BroadcastOptions) -> Result<(), BroadcastError> {
-        self.broadcast_now(packet, opts)
+        let (result, waits) = self.broadcast_now(packet, opts);
+        if let Some(waits) = waits {
+            receipt::collect(Box::pin(waits.finish()).await);
+        }
+        result
     }
 
     /// Serves the sockets here, then asks the other nodes to serve theirs and to send on what they acknowledge.

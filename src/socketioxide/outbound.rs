@@ -14,6 +14,7 @@ use super::{Error, RoomcastAdapterCtr as State};
 use crate::core::frame::{BroadcastHead, MAX_ROOMS, PayloadKind};
 use crate::error::DropReason;
 use crate::hub::Receipt;
+use crate::hub::waits::Waits;
 use crate::ids::Namespace;
 
 /// Where a broadcast goes.
@@ -111,26 +112,32 @@ impl<E> RoomcastAdapter<E> {
         }
     }
 
-    /// Hands a broadcast to the queues of the nodes that need it.
-    pub(super) fn send(&self, outgoing: Outgoing) -> Result<Receipt, Error> {
+    /// Hands a broadcast to the queues of the nodes that need it. What has no room waits when the policy says so.
+    pub(super) fn send(&self, outgoing: Outgoing) -> Result<(Receipt, Option<Waits>), Error> {
         let Outgoing { value, opts, target } = outgoing;
         let volatile = opts.has_flag(BroadcastFlags::Volatile);
         let State { hub, .. } = self.state();
-        let Some((ns, keys)) = self.place(target, &opts) else { return Ok(Receipt::default()) };
+        let Some((ns, keys)) = self.place(target, &opts) else { return Ok(Default::default()) };
         if copies(&value) && !hub.wants(ns, &keys) {
             // What the hub would say, without the copy.
             hub.counters.unwanted.fetch_add(1, Ordering::Relaxed);
-            return Ok(Receipt::default());
+            return Ok(Default::default());
         }
         let (kind, payload, attachments) = encode(value);
         let head = BroadcastHead { kind, attachments, ..self.head(&opts) };
-        let receipt = hub.send(ns, &keys, &head, &payload, volatile);
+        let (receipt, waits) = match hub.policy_patience().filter(|_| !volatile) {
+            None => (hub.send(ns, &keys, &head, &payload, volatile), None),
+            Some(patience) => {
+                let (receipt, waits) = hub.send_waiting(ns, &keys, &head, &payload, patience);
+                (receipt, Some(waits).filter(|waits| !waits.is_empty()))
+            }
+        };
         // Full queues and the like are counted by the hub; a message that can never be sent is the caller's to know.
         if receipt.dropped.iter().any(|(_, reason)| *reason == DropReason::TooLarge) {
             let limit = hub.limits.max_frame_bytes;
             return Err(Error::TooLarge { bytes: payload.len(), limit });
         }
-        Ok(receipt)
+        Ok((receipt, waits))
     }
 }
 

@@ -16,7 +16,8 @@ thread_local! {
 /// queues and why.
 ///
 /// Several are added up: a node that two of them are for counts twice, and `dropped` is one list. What is sent by tasks that
-/// the future spawns is not seen. A receipt inside another counts for both. Nothing waits for a peer.
+/// the future spawns is not seen. A receipt inside another counts for both. Nothing waits for a peer,
+/// unless the policy of the node is [`QueuePolicy::Wait`](crate::config::QueuePolicy::Wait).
 ///
 /// Dropping the future drops its receipt, not what was sent.
 ///

@@ -37,7 +37,15 @@ struct Pair {
 
 impl Pair {
     fn new(config: &RoomcastAdapterConfig, parser: FakeParser) -> Self {
-        let (a, b) = (Side::new("a"), Side::new("b"));
+        Self::between(Side::new("a"), config, parser)
+    }
+
+    fn with_config(config: Config) -> Self {
+        Self::between(Side::with_config("a", config), &RoomcastAdapterConfig::new(), FakeParser::Text)
+    }
+
+    fn between(a: Side, config: &RoomcastAdapterConfig, parser: FakeParser) -> Self {
+        let b = Side::new("b");
         let (from, to) = (FakeSockets::new("/chat", parser), FakeSockets::new("/chat", parser));
         let sender = a.adapter(config.clone(), &from);
         let receiver = b.adapter(config.clone(), &to);

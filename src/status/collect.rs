@@ -84,7 +84,7 @@ impl MemberReport {
 impl LinkReport {
     fn new(hub: &Hub, peer: &PeerQueue, now_ms: u64) -> Self {
         let (queue_frames, queue_bytes) = peer.depth();
-        let state = peer.state();
+        let (state, given_up) = (peer.state(), peer.given_up());
         let link = peer.link();
         let up_for = now_ms.saturating_sub(get(&peer.link_since_ms));
         let counters = &peer.counters;
@@ -116,6 +116,9 @@ impl LinkReport {
                 too_large: get(&counters.dropped_too_large),
                 not_writable: get(&counters.dropped_volatile),
                 peer_gone: get(&counters.dropped_gone),
+                waited_too_long: get(&counters.dropped_waited),
+                displaced: given_up.displaced,
+                expired: given_up.expired,
             },
         }
     }

@@ -139,11 +139,11 @@ pub struct LinkReport {
     pub gap_frames_sent: u64,
     /// Frames from the peer that were lost for good.
     pub gap_frames_received: u64,
-    /// Frames for the peer that were not queued.
+    /// Frames for the peer that were not queued or not kept.
     pub drops: DropReport,
 }
 
-/// Frames that were not queued, by reason.
+/// Frames that were not queued, or not kept until the peer had them, by reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DropReport {
@@ -155,6 +155,17 @@ pub struct DropReport {
     pub not_writable: u64,
     /// The peer was gone.
     pub peer_gone: u64,
+    /// The queue had no room until the deadline of the policy `wait`. This and the next two are zero from a node that is too
+    /// old to say.
+    #[serde(default)]
+    pub waited_too_long: u64,
+    /// Queued before, and given up to make room for newer ones (policy `drop_oldest`). Those that the peer lacks are in
+    /// `gap_frames_sent`, too, as soon as that is known.
+    #[serde(default)]
+    pub displaced: u64,
+    /// Queued before, and given up because of their age (`resume_window`, `max_queue_age`); in `gap_frames_sent` as above.
+    #[serde(default)]
+    pub expired: u64,
 }
 
 /// What is known of rooms.

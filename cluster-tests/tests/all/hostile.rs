@@ -198,7 +198,7 @@ async fn frames_out_of_turn() {
     let mut scene = Scene::new("turns").await;
     let resume = Head::Resume(Resume { epoch: 7, received: None });
     scene.attack("a second resume", &frame(&resume, b"")).await;
-    scene.attack("an unexpected start", &frame(&Head::Start { first: 9 }, b"")).await;
+    scene.attack("an unexpected start", &frame(&Head::Start { first: 1 }, b"")).await;
     scene.attack("a repeated head before any broadcast", &frame(&Head::Again, b"x")).await;
     let received = frame(&Head::Received { seq: 0, interest: 0 }, b"");
     let again = [received, frame(&Head::Again, b"x")].concat();

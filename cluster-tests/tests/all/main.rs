@@ -23,6 +23,7 @@ mod order;
 mod people;
 mod plain;
 mod pure;
+mod queues;
 mod rooms;
 mod seeds;
 mod servers;

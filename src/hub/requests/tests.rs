@@ -407,6 +407,27 @@ async fn a_node_that_is_not_waited_for_any_more_ends_its_answers() {
     nothing_is_left(&pair);
 }
 
+#[tokio::test]
+async fn a_question_that_makes_room_for_others_is_not_waited_for() {
+    let mut config = Config::default();
+    config.link.queue_policy = crate::config::QueuePolicy::DropOldest;
+    let pair = Pair::new(config);
+    let (id, addr) = (NodeId::new("c").unwrap(), "127.0.0.1:1".parse().unwrap());
+    let full = pair.a.add_peer(|slot| {
+        let queue = PeerQueue::new(id, Incarnation(1), slot, addr, 1, 1 << 20);
+        Arc::new(queue.with_policy(&pair.a.config.link))
+    });
+    full.resume(&crate::core::frame::Resume { epoch: 1, received: None });
+    let mut asked = pair.ask(8, None, false);
+    pair.a.offer(&full, &Head::Answer { id: u64::MAX }, &Bytes::from(vec![0; (1 << 20) - 16])).unwrap();
+    // As the writer does.
+    assert_eq!((full.given_up().displaced, full.take(usize::MAX, &mut Vec::new())), (1, 1));
+    pair.a.no_answers(&full, MissingReason::Lost);
+    settle(&pair).await;
+    while asked.next().await.is_some() {}
+    assert!(asked.missing().contains(&Missing { node: full.id.clone(), reason: MissingReason::Lost }));
+}
+
 /// Fills a queue with one frame that means nothing.
 fn fill(hub: &Arc<Hub>, queue: &PeerQueue) {
     let payload = Bytes::from(vec![0; (1 << 20) - 8]);

@@ -6,8 +6,10 @@ use std::task::{Context, Poll, Waker};
 use super::super::with_receipt;
 use super::fake::Side;
 use super::*;
+use crate::config::{Config, QueuePolicy};
 use crate::error::DropReason;
 use crate::hub::Receipt;
+use crate::hub::peer::PeerQueue;
 
 fn sent(targeted: usize, queued: usize) -> Receipt {
     Receipt { targeted, queued, dropped: Vec::new() }
@@ -51,6 +53,44 @@ fn a_receipt_says_what_became_of_the_broadcasts_inside() {
     let (result, receipt) = now(with_receipt(pair.sender.broadcast(event("/chat", text("[]")), local)));
     result.unwrap();
     assert_eq!(receipt, Receipt::default(), "it was for nobody else");
+}
+
+/// Fills the queue to `b` and has `with` emit to it and to `c`.
+fn full(policy: QueuePolicy) -> (Pair, Arc<PeerQueue>) {
+    let mut config = Config::default();
+    config.link.queue_policy = policy;
+    let pair = Pair::with_config(config);
+    let c = pair.a.meet(&Side::new("c"));
+    pair.queue.push(&[0; 8], &Bytes::from(vec![0; 64 << 20]), || 0).unwrap();
+    (pair, c)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_waits_for_room_when_the_policy_says_so() {
+    let (pair, c) = full(QueuePolicy::Wait { deadline: Duration::from_secs(2) });
+    let sid = pair.from.connect();
+    let mut first = pin!(with_receipt(emit(&pair)));
+    assert!(poll(first.as_mut()).is_pending());
+    assert_eq!((pair.from.reached(), c.depth().0), (vec![sid], 1), "sockets here and other nodes have it");
+    let mut second = pin!(with_receipt(emit(&pair)));
+    assert!(poll(second.as_mut()).is_pending());
+    assert_eq!(c.depth().0, 2);
+    pair.queue.take(usize::MAX >> 1, &mut Vec::new());
+    pair.queue.ack(crate::ids::Seq(1));
+    assert_eq!((first.await.1, second.await.1), (sent(2, 2), sent(2, 2)));
+    assert_eq!(pair.queue.depth().0, 2);
+
+    let (pair, c) = full(QueuePolicy::Wait { deadline: Duration::from_secs(2) });
+    let ((), receipt) = with_receipt(emit(&pair)).await;
+    assert_eq!((receipt.targeted, receipt.queued, c.depth().0), (2, 1, 1));
+    assert_eq!(receipt.dropped[0].1, DropReason::WaitedTooLong);
+}
+
+#[test]
+fn without_that_policy_a_broadcast_does_not_wait() {
+    let (pair, _c) = full(QueuePolicy::DropNewest);
+    let receipt = now(with_receipt(emit(&pair))).1;
+    assert_eq!((receipt.targeted, receipt.queued, receipt.dropped[0].1), (2, 1, DropReason::QueueFull));
 }
 
 #[test]
