@@ -1,6 +1,7 @@
 //! `RoomRegistry`: owns this node's interest and is the only writer of the route table.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message};
@@ -60,6 +61,7 @@ impl RoomRegistry {
         }
         if let Some(delta) = self.interest.flush(self.hub.now_ms()) {
             self.snapshot = None;
+            self.hub.interest_digest.store(self.interest.digest(), Ordering::Relaxed);
             match self.hub.feed.publish(&delta) {
                 Ok(_) => {
                     for peer in self.hub.peers() {

@@ -89,6 +89,7 @@ impl Reader {
                 biased;
                 block = self.reader.block() => block?,
                 _ = tick.tick() => {
+                    self.signals.read.store(self.reader.heard, Ordering::Release);
                     // A frame that takes long is no silence.
                     let goes_on = std::mem::replace(&mut heard, self.reader.heard) != self.reader.heard;
                     silent_ticks = if goes_on { 0 } else { silent_ticks + 1 };
@@ -99,14 +100,17 @@ impl Reader {
                 }
             };
             silent_ticks = 0;
+            self.signals.read.store(self.reader.heard, Ordering::Release);
             if self.peer.role == PeerRole::Guest && self.peer.has_parted() {
                 continue;
             }
             count(&self.peer.counters.bytes_received, block.len() as u64);
+            count_alone(&self.signals.reader, 1);
             if let Some(here) = self.block(&block, &last_head).await? {
                 last_head.clear();
                 last_head.extend_from_slice(&block[here]);
             }
+            count_alone(&self.signals.reader, 1);
             if self.peer.role == PeerRole::Guest {
                 // Acknowledged when the others have it: see `guest.rs`.
                 self.peer.relayed.store(self.inbox.inbox.received().0, Ordering::Release);
@@ -205,6 +209,9 @@ impl Reader {
                 }
             }
             Head::Received { seq, interest } => {
+                if let Some(read) = frame[used..].first_chunk() {
+                    self.signals.heard.fetch_max(u64::from_le_bytes(*read), Ordering::AcqRel);
+                }
                 let acked = self.peer.ack(Seq(seq));
                 match self.peer.role {
                     PeerRole::Host => self.peer.part(interest == LAST_WORD),

@@ -111,6 +111,11 @@ impl LinkReport {
             duplicates: get(&counters.duplicates),
             gap_frames_sent: get(&counters.gap_sent),
             gap_frames_received: get(&counters.gap_received),
+            stalls: get(&counters.stalls),
+            interest_digest: hub
+                .routes
+                .version(peer.slot)
+                .map_or_else(String::new, |_| hex(hub.routes.digest(peer.slot))),
             drops: DropReport {
                 queue_full: get(&counters.dropped_full),
                 too_large: get(&counters.dropped_too_large),
@@ -126,6 +131,7 @@ impl InterestReport {
         let peers = hub.routes.peers();
         Self {
             version: hub.feed.version(),
+            digest: hex(get(&hub.interest_digest)),
             rows: hub.routes.rows() as u64,
             peers_known: peers.known as u64,
             peers_unknown: peers.unknown as u64,
@@ -172,6 +178,7 @@ impl CounterReport {
             refused: get(&counters.refused),
             dials_failed: get(&counters.dials_failed),
             gossip_drops: get(&counters.gossip_drops),
+            stalls: get(&counters.stalls),
             frames_sent: links.iter().map(|link| link.frames_sent).sum(),
             frames_received: links.iter().map(|link| link.frames_received).sum(),
         }
@@ -180,6 +187,11 @@ impl CounterReport {
 
 fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
+}
+
+/// A digest: text, because readers in JavaScript have no 64-bit numbers.
+fn hex(digest: u64) -> String {
+    format!("{digest:016x}")
 }
 
 fn saturate(number: u128) -> u64 {

@@ -139,6 +139,14 @@ pub struct LinkReport {
     pub gap_frames_sent: u64,
     /// Frames from the peer that were lost for good.
     pub gap_frames_received: u64,
+    /// Links to this run of the peer that stood, got nothing done and were replaced. 0 from a node that is too old to say.
+    #[serde(default)]
+    pub stalls: u64,
+    /// The digest of the rooms that are held of the peer, 16 hexadecimal digits. Equal to
+    /// [`InterestReport::digest`] of the peer itself, at the same version, when the two agree. Empty while the peer's rooms
+    /// are not known.
+    #[serde(default)]
+    pub interest_digest: String,
     /// Frames for the peer that were not queued.
     pub drops: DropReport,
 }
@@ -163,6 +171,10 @@ pub struct DropReport {
 pub struct InterestReport {
     /// The newest version of this node's own interest.
     pub version: u64,
+    /// The digest of this node's own interest (namespaces, how they route, rooms), 16 hexadecimal digits; see
+    /// [`LinkReport::interest_digest`]. Empty from a node that is too old to say.
+    #[serde(default)]
+    pub digest: String,
     /// Pairs of room and peer that are held here: the rooms of all peers, added up.
     pub rows: u64,
     /// Peers whose rooms are known.
@@ -250,6 +262,9 @@ pub struct CounterReport {
     pub dials_failed: u64,
     /// Gossip messages that were dropped because too many were under way.
     pub gossip_drops: u64,
+    /// Links that stood, got nothing done and were replaced. 0 from a node that is too old to say.
+    #[serde(default)]
+    pub stalls: u64,
     /// Frames queued, whether or not they are sent yet: the sum of [`LinkReport::frames_sent`] over the peers that are in `links`.
     pub frames_sent: u64,
     /// Frames received, the sum over the peers that are in `links`.

@@ -28,4 +28,5 @@ mod seeds;
 mod servers;
 mod settled;
 mod sockets;
+mod stalls;
 mod trust;
