@@ -37,6 +37,19 @@ pub struct Config {
     /// The most rooms of the cluster that one [`RoomWatch`](crate::RoomWatch) holds. Default is 2,000,000. Rooms beyond it
     /// open and close unnoticed, which is logged once. Cost: 80 to 135 bytes for each room with a short name.
     pub watched_rooms: WatchedRooms,
+    /// How long a part of this node (an actor, gossip, the tokio runtime) may not run before the node is no longer live.
+    /// Default is 5 s, the least is 1 s. Time in which the whole process stood still does not count.
+    pub watchdog_limit: WatchdogLimit,
+}
+
+/// See [`Config::watchdog_limit`].
+#[derive(Debug, Clone, Copy)]
+pub struct WatchdogLimit(pub Duration);
+
+impl Default for WatchdogLimit {
+    fn default() -> Self {
+        Self(Duration::from_secs(5))
+    }
 }
 
 /// See [`Config::watched_rooms`].

@@ -16,7 +16,7 @@ use crate::actors::incoming::offer;
 use crate::actors::links::LinkTable;
 use crate::actors::peer::{Peer, PeerContext, Retire};
 use crate::actors::registry::RoomRegistry;
-use crate::actors::system::Beat;
+use crate::actors::watch::Watch;
 use crate::core::link::{Run, compare_run};
 use crate::core::members::{Conflict, Gossiped, Member, MemberChange, MemberState, Members};
 use crate::error::LinkError;
@@ -57,7 +57,7 @@ pub(crate) struct Parts {
     pub(crate) registry: Addr<RoomRegistry>,
     pub(crate) published: watch::Sender<Arc<Vec<Member>>>,
     pub(crate) alone: watch::Sender<bool>,
-    pub(crate) beat: Arc<Beat>,
+    pub(crate) watch: Arc<Watch>,
     pub(crate) random_seed: u64,
 }
 
@@ -421,7 +421,7 @@ impl Membership {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = self.now_ms();
-        self.parts.beat.membership();
+        self.parts.watch.membership();
         let changes = self.members.tick(now);
         if !changes.is_empty() {
             self.apply(changes);

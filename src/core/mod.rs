@@ -9,3 +9,4 @@ pub mod outbox;
 pub mod presence;
 pub mod requests;
 pub mod routes;
+pub mod watchdog;

@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 use super::report::*;
 use crate::core::link::LinkState;
 use crate::core::members::{Member, MemberState};
+use crate::core::watchdog::Watched;
 use crate::gossip::discovery::DiscoveryState;
 use crate::hub::Hub;
 use crate::hub::peer::PeerQueue;
@@ -39,6 +40,7 @@ impl Report {
             discovery: node.discovery().into_iter().map(DiscoveryReport::new).collect(),
             gossip: GossipReport { digest_nodes: digest.nodes as u64, digest_bytes: digest.bytes as u64 },
             requests: RequestReport::new(hub),
+            watchdog: node.watched().into_iter().map(PartReport::new).collect(),
             udp: UdpReport { receive_buffer_bytes: receive as u64, send_buffer_bytes: send as u64 },
         }
     }
@@ -136,6 +138,13 @@ impl InterestReport {
             peers_known: peers.known as u64,
             peers_unknown: peers.unknown as u64,
         }
+    }
+}
+
+impl PartReport {
+    fn new(part: Watched) -> Self {
+        let Watched { name, limit_ms, quiet_ms, hangs, .. } = part;
+        Self { part: name.to_owned(), quiet_ms, limit_ms, hangs }
     }
 }
 

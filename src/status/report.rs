@@ -44,8 +44,25 @@ pub struct Report {
     /// Questions to and from other nodes. All zero from a node that is too old to say.
     #[serde(default)]
     pub requests: RequestReport,
+    /// Whether the parts of this node run. Empty from a node that is too old to say.
+    #[serde(default)]
+    pub watchdog: Vec<PartReport>,
     /// Counts of this node.
     pub counters: CounterReport,
+}
+
+/// One part of the node that has to run: `registry` and `membership` (actors), `gossip`, `runtime` (tokio).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PartReport {
+    /// Its name.
+    pub part: String,
+    /// For how long it has not run, in milliseconds in which the process ran.
+    pub quiet_ms: u64,
+    /// How long that may be: see [`crate::Config::watchdog_limit`].
+    pub limit_ms: u64,
+    /// Whether it is longer: then the node is not live.
+    pub hangs: bool,
 }
 
 /// Who a node is.
