@@ -12,6 +12,8 @@ use roomcast::core::frame::Head;
 
 /// What a node closes a link with that gets nothing done.
 const STALLED: u64 = 7;
+/// What a node closes a link with on which it hears nothing.
+const SILENT: u64 = 5;
 
 /// Nodes that never take anything for silence, and wait 2 s for progress.
 fn setup(name: &str) -> Setup {
@@ -95,6 +97,23 @@ async fn a_peer_that_never_takes_in_the_rooms_gets_another_link() {
     assert_eq!(code, STALLED, "{reason}");
     assert!(reason.starts_with("the peer did not take in the rooms of this node for "), "{reason}");
     others_are_not_disturbed(&nodes);
+}
+
+/// The peer's writer hangs: its QUIC answers, and nothing comes on the data stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_says_nothing_gets_another_link() {
+    let setup = setup("mute").config(|config| config.link.silence_limit = Duration::from_secs(2));
+    let nodes = setup.formed(1).await;
+    let here = nodes[0].namespace("/chat").unwrap();
+    let peer = RawPeer::new(&setup, 9);
+    let mut link = peer.link(nodes[0].addr(), "/chat").await;
+    eventually("the peer is linked", || nodes[0].is_linked_to(&peer.id)).await;
+    link.say(&Head::Received { seq: 0, interest: u64::MAX }, &[]).await;
+    let (code, reason) = link.closed().await;
+    assert_eq!((code, reason.as_str()), (SILENT, "no heartbeat on the data stream for 2000 ms"));
+    here.all().emit(stamp("zero", 1)).unwrap();
+    let mut link = peer.link(nodes[0].addr(), "/chat").await;
+    assert_eq!(broadcasts(&mut link, 1).await, ["zero 1"]);
 }
 
 /// The peer is a node whose sink blocks: its reader hangs, and its writer with it.
