@@ -61,7 +61,7 @@ impl RoomRegistry {
         }
         if let Some(delta) = self.interest.flush(self.hub.now_ms()) {
             self.snapshot = None;
-            self.hub.interest_digest.store(self.interest.digest(), Ordering::Relaxed);
+            self.hub.interest_digest.store(self.interest.digest(), Ordering::Release);
             match self.hub.feed.publish(&delta) {
                 Ok(_) => {
                     for peer in self.hub.peers() {

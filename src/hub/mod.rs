@@ -111,6 +111,8 @@ pub(crate) struct Counters {
     pub(crate) dials_failed: AtomicU64,
     /// Gossip messages that were dropped because too many were under way.
     pub(crate) gossip_drops: AtomicU64,
+    /// Snapshots of this node's interest that were sent because a peer held something else.
+    pub(crate) interest_repairs: AtomicU64,
     /// Links that stood, got nothing done and were replaced.
     pub(crate) stalls: AtomicU64,
 }

@@ -114,6 +114,8 @@ pub(crate) struct PeerQueue {
     pub(crate) relay_wake: Notify,
     /// The version of the peer's interest that is applied here.
     pub(crate) interest_held: AtomicU64,
+    /// Its digest; stored before the version.
+    pub(crate) interest_digest: AtomicU64,
     /// The version of this node's interest that the peer has applied.
     pub(crate) interest_acked: AtomicU64,
     /// Links that ended because they got nothing done, since the peer acknowledged something last.
@@ -193,6 +195,7 @@ impl PeerQueue {
             relayed: AtomicU64::new(0),
             relay_wake: Notify::new(),
             interest_held: AtomicU64::new(0),
+            interest_digest: AtomicU64::new(0),
             interest_acked: AtomicU64::new(0),
             stalls_in_a_row: AtomicU32::new(0),
             serving: Serving::default(),

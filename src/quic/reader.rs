@@ -46,6 +46,10 @@ pub(super) struct Reader {
     interest: InterestReader,
     /// Bytes of counted frames since the last acknowledgement.
     unacked: usize,
+    /// The version and digest of this node's interest that the peer said last, if it should have another digest.
+    differs: Option<(u64, u64)>,
+    /// The version of which it was sent a snapshot for that.
+    repaired: Option<u64>,
 }
 
 impl Reader {
@@ -72,6 +76,8 @@ impl Reader {
             epoch: 0,
             interest,
             unacked: 0,
+            differs: None,
+            repaired: None,
         }
     }
 
@@ -209,7 +215,8 @@ impl Reader {
                 }
             }
             Head::Received { seq, interest } => {
-                if let Some(read) = frame[used..].first_chunk() {
+                let said = frame[used..].as_chunks::<8>().0;
+                if let Some(read) = said.first() {
                     self.signals.heard.fetch_max(u64::from_le_bytes(*read), Ordering::AcqRel);
                 }
                 let acked = self.peer.ack(Seq(seq));
@@ -219,6 +226,9 @@ impl Reader {
                     PeerRole::Member => {
                         self.hub.orders_applied(&self.peer, acked);
                         self.peer.interest_applied(interest);
+                        if let Some(digest) = said.get(1) {
+                            self.compare(interest, u64::from_le_bytes(*digest));
+                        }
                     }
                 }
             }
@@ -252,6 +262,20 @@ impl Reader {
         }
         count_alone(&self.peer.counters.frames_received, 1);
         true
+    }
+
+    /// The peer holds this version of this node's interest with that digest. When it holds something else, it is sent a
+    /// snapshot: once for a version, and only when it says so twice, because version and digest here are not read in one.
+    fn compare(&mut self, version: u64, digest: u64) {
+        let own = (self.hub.feed.version(), self.hub.interest_digest.load(Ordering::Acquire));
+        if version != own.0 || digest == own.1 || self.repaired == Some(version) {
+            self.differs = None;
+        } else if self.differs.replace((version, digest)) == Some((version, digest)) {
+            self.repaired = Some(version);
+            count(&self.hub.counters.interest_repairs, 1);
+            tracing::error!(node = %self.hub.id, peer = %self.peer.id, version, "a peer holds other rooms of this node than it has: it is sent all of them");
+            self.signal(&self.signals.snapshot_wanted);
+        }
     }
 
     fn start(&mut self, first: u64) -> Result<(), LinkError> {
@@ -300,6 +324,8 @@ impl Reader {
                 version
             }
         };
+        // Nobody else changes what is held of this peer.
+        self.peer.interest_digest.store(self.hub.routes.digest(self.peer.slot), Ordering::Release);
         self.peer.interest_held.store(version, Ordering::Release);
         self.signal(&self.signals.ack);
         Ok(())

@@ -131,12 +131,16 @@ impl Writer {
         Err(LinkError::Stopping)
     }
 
-    /// What was applied, and how much was read: a frame that takes long to arrive is no standstill.
+    /// What was applied, how much was read (a frame that takes long to arrive is no standstill), and the digest of the
+    /// interest that is held.
     fn push_received(&self, seq: u64, interest: u64, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
-        let read = self.signals.read.load(Ordering::Acquire).to_le_bytes();
+        // The version was read before: its digest, or a newer one that the peer does not compare.
+        let digest = self.peer.interest_digest.load(Ordering::Acquire);
+        let payload = [self.signals.read.load(Ordering::Acquire), digest].map(u64::to_le_bytes);
+        let payload = if interest == 0 { &payload[..1] } else { &payload[..] }.as_flattened();
         let mut frame = BytesMut::new();
-        encode_head(&Head::Received { seq, interest }, read.len(), &mut frame)?;
-        frame.extend_from_slice(&read);
+        encode_head(&Head::Received { seq, interest }, payload.len(), &mut frame)?;
+        frame.extend_from_slice(payload);
         out.push(frame.freeze());
         Ok(())
     }

@@ -188,6 +188,7 @@ impl CounterReport {
             dials_failed: get(&counters.dials_failed),
             gossip_drops: get(&counters.gossip_drops),
             stalls: get(&counters.stalls),
+            interest_repairs: get(&counters.interest_repairs),
             frames_sent: links.iter().map(|link| link.frames_sent).sum(),
             frames_received: links.iter().map(|link| link.frames_received).sum(),
         }

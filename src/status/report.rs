@@ -282,6 +282,10 @@ pub struct CounterReport {
     /// Links that stood, got nothing done and were replaced. 0 from a node that is too old to say.
     #[serde(default)]
     pub stalls: u64,
+    /// Snapshots of this node's interest that were sent because a peer held other rooms than it should. 0 from a node that
+    /// is too old to say.
+    #[serde(default)]
+    pub interest_repairs: u64,
     /// Frames queued, whether or not they are sent yet: the sum of [`LinkReport::frames_sent`] over the peers that are in `links`.
     pub frames_sent: u64,
     /// Frames received, the sum over the peers that are in `links`.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cluster_tests::cluster::formed;
-use cluster_tests::{Live, Recorder, Seat, Seeds, Setup, eventually, stamp};
+use cluster_tests::raw::read;
+use cluster_tests::{Live, RawPeer, Recorder, Seat, Seeds, Setup, eventually, stamp};
+use roomcast::core::frame::{Head, InterestPart};
 use roomcast::gossip::discovery::Resolver;
 use roomcast::{Member, Namespace};
 use tokio::time::Instant;
@@ -66,6 +68,9 @@ async fn healed(nodes: &[Live]) {
     })
     .await;
     formed(nodes).await;
+    for node in nodes {
+        assert_eq!(node.report().counters.interest_repairs, 0);
+    }
 }
 
 fn member(node: &Live, rooms: &[&str]) -> (Namespace, Member, Recorder) {
@@ -127,6 +132,41 @@ async fn after_a_long_split_everyone_knows_the_rooms_of_everyone() {
     }
     let receipt = people[3].0.to("lobby").emit(stamp("three", 1)).unwrap();
     assert_eq!((receipt.targeted, receipt.queued), (3, 3));
+}
+
+/// A peer that says it holds something else than this node has is sent everything again, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_holds_other_rooms_is_sent_all_of_them_again() {
+    let setup = Setup::new("differs");
+    let nodes = setup.formed(2).await;
+    let _people = member(&nodes[0], &["lobby"]);
+    eventually("the room is advertised", || {
+        nodes[1].link(nodes[0].name()).is_some_and(|link| link.rooms > 0)
+    })
+    .await;
+    let own = nodes[0].report().interest;
+    let peer = RawPeer::new(&setup, 9);
+    let mut link = peer.link(nodes[0].addr(), "/chat").await;
+    let right = u64::from_str_radix(&own.digest, 16).unwrap();
+    let (mut snapshots, mut heartbeats) = (0, 0);
+    while heartbeats < 6 {
+        let frame = link.next().await.expect("the link stands");
+        match read(&frame) {
+            Head::Interest(head) if head.part == InterestPart::SnapshotEnd => {
+                assert_eq!(head.version, own.version);
+                snapshots += 1;
+            }
+            Head::Received { .. } => {
+                heartbeats += 1;
+                let digest = if heartbeats == 1 { right } else { right ^ 1 };
+                let payload = [0, digest].map(u64::to_le_bytes);
+                link.say(&Head::Received { seq: 0, interest: own.version }, payload.as_flattened()).await;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((snapshots, nodes[0].report().counters.interest_repairs), (2, 1));
+    assert_eq!(nodes[1].report().counters.interest_repairs, 0);
 }
 
 /// The addresses of a name, which a test changes.
