@@ -37,6 +37,19 @@ pub struct Config {
     /// The most rooms of the cluster that one [`RoomWatch`](crate::RoomWatch) holds. Default is 2,000,000. Rooms beyond it
     /// open and close unnoticed, which is logged once. Cost: 80 to 135 bytes for each room with a short name.
     pub watched_rooms: WatchedRooms,
+    /// How long a part of this node (an actor, gossip, the tokio runtime) may not run before the node is no longer live.
+    /// Default is 5 s, the least is 1 s. Time in which the whole process stood still does not count.
+    pub watchdog_limit: WatchdogLimit,
+}
+
+/// See [`Config::watchdog_limit`].
+#[derive(Debug, Clone, Copy)]
+pub struct WatchdogLimit(pub Duration);
+
+impl Default for WatchdogLimit {
+    fn default() -> Self {
+        Self(Duration::from_secs(5))
+    }
 }
 
 /// See [`Config::watched_rooms`].
@@ -139,6 +152,11 @@ pub struct LinkConfig {
     /// How long not a byte may be heard on a data stream before the link is replaced. Default is 4 s. A frame that takes
     /// longer to arrive is no silence.
     pub silence_limit: Duration,
+    /// How long a link may get nothing done although it stands: the peer says heartbeats but acknowledges nothing of what it
+    /// was sent, or this node does not get done with what came. Then it is replaced. Default is 10 s. A slow reader that
+    /// gets on is no stall. Keep it well above `heartbeat` of the other nodes, and above what a sink or a handler may block.
+    /// After a link that got nothing done at all the limit of the next one is twice as long, up to 32 times.
+    pub stall_limit: Duration,
     /// How long a handshake may take, TLS and hello together. Default is 5 s.
     pub handshake_timeout: Duration,
     /// How often an unreachable address is dialled. Default is after 100 ms, doubling up to 2 s, for ever.
@@ -190,6 +208,7 @@ impl Default for LinkConfig {
             interest_tick: Duration::from_millis(5),
             heartbeat: Duration::from_millis(500),
             silence_limit: Duration::from_secs(4),
+            stall_limit: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(5),
             dial_backoff: BackoffConfig::default(),
             dial_yield: Duration::from_millis(500),

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::core::frame::FrameError;
+use crate::core::link::Stuck;
 pub use crate::core::outbox::DropReason;
 pub use crate::core::requests::TooManyRequests;
 pub use crate::ids::IdError;
@@ -119,6 +120,14 @@ pub enum LinkError {
     /// Nothing was heard on the data stream for too long although the connection stood. The link is replaced.
     #[error("no heartbeat on the data stream for {0} ms")]
     Silent(u64),
+    /// The link stood, and got nothing done for too long. It is replaced; what was not applied is sent again.
+    #[error("{part} for {ms} ms")]
+    Stalled {
+        /// What does not get on.
+        part: Stuck,
+        /// For how long, in milliseconds of this process' running.
+        ms: u64,
+    },
     /// As many emitters are linked, or were a moment ago, as may. This one is refused; it tries another node.
     #[error("this node serves {limit} emitters, which is the limit (link.max_emitters)")]
     TooManyEmitters {

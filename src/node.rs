@@ -20,6 +20,7 @@ use crate::actors::listeners::{self, Recipient};
 use crate::actors::membership::Drain;
 use crate::actors::system::{self, Actors};
 use crate::core::members::Member;
+use crate::core::watchdog::Watched;
 use crate::error::{IdError, StartError};
 use crate::event::{Event, Events, RoomEvent, RoomEvents};
 use crate::gossip::discovery::{self, DiscoveryShared, DiscoveryState, Seed};
@@ -269,9 +270,29 @@ impl Node {
         self.inner.hub.settled()
     }
 
-    /// Whether the actors still work. Never depends on other nodes.
+    /// Whether the parts of this node still run: its actors, its gossip, the runtime that it was started on. Never depends
+    /// on other nodes. See [`crate::Config::watchdog_limit`].
     pub fn is_live(&self) -> bool {
-        *self.inner.state.borrow() != NodeState::Stopped && self.inner.actors.beat.is_live()
+        self.why_not_live().is_none()
+    }
+
+    /// Why this node is not live, for an operator; none when it is.
+    pub(crate) fn why_not_live(&self) -> Option<String> {
+        if *self.inner.state.borrow() == NodeState::Stopped {
+            return Some("the node has stopped".to_owned());
+        }
+        self.inner.actors.watch.hangs()
+    }
+
+    /// The parts that are watched.
+    pub(crate) fn watched(&self) -> Vec<Watched> {
+        self.inner.actors.watch.parts()
+    }
+
+    /// Blocks the thread of the actors until the other end of `until` is dropped.
+    #[cfg(test)]
+    pub(crate) fn block_actors(&self, until: std::sync::mpsc::Receiver<()>) {
+        let _ = self.inner.actors.membership.try_send(crate::actors::watch::Block(until));
     }
 
     /// Whether this node is leaving or has left.
@@ -385,6 +406,7 @@ impl Inner {
         if self.state.send_replace(NodeState::Stopped) == NodeState::Stopped {
             return;
         }
+        self.actors.watch.stop();
         for task in &self.tasks {
             task.abort();
         }
@@ -496,6 +518,7 @@ impl NodeBuilder {
                 },
                 Arc::clone(&discovery),
             )),
+            tokio::spawn(Arc::clone(&actors.watch).beat_of_runtime()),
             tokio::spawn(keep_certificates(Arc::clone(&identity), hub.id.clone())),
         ];
         tracing::info!(node = %hub.id, cluster = %cluster, %local, %advertise, %incarnation, "node started");

@@ -16,7 +16,8 @@ use crate::actors::incoming::offer;
 use crate::actors::links::LinkTable;
 use crate::actors::peer::{Peer, PeerContext, Retire};
 use crate::actors::registry::RoomRegistry;
-use crate::actors::system::Beat;
+use crate::actors::watch::Watch;
+use crate::core::acquaintances::{Acquaintances, Visits};
 use crate::core::link::{Run, compare_run};
 use crate::core::members::{Conflict, Gossiped, Member, MemberChange, MemberState, Members};
 use crate::error::LinkError;
@@ -35,6 +36,8 @@ const MAILBOX: usize = 1024;
 const TICK: Duration = Duration::from_millis(100);
 /// Seeds are looked over every so many ticks; each address has its own pauses between dials.
 const SEED_TICKS: u64 = 20;
+/// A node that was forgotten is visited every so many ticks at most, one each time.
+const VISIT_TICKS: u64 = 5;
 /// A view is not taken more often than this.
 const VIEW_PAUSE: Duration = Duration::from_millis(20);
 /// How long a connection that was closed as a duplicate is given until the other one is the link.
@@ -57,7 +60,7 @@ pub(crate) struct Parts {
     pub(crate) registry: Addr<RoomRegistry>,
     pub(crate) published: watch::Sender<Arc<Vec<Member>>>,
     pub(crate) alone: watch::Sender<bool>,
-    pub(crate) beat: Arc<Beat>,
+    pub(crate) watch: Arc<Watch>,
     pub(crate) random_seed: u64,
 }
 
@@ -67,6 +70,7 @@ pub(crate) struct Membership {
     members: Members,
     peers: HashMap<NodeId, Entry>,
     dials: Dials,
+    acquaintances: Acquaintances,
     rng: StdRng,
     draining: bool,
     alone: Alone,
@@ -101,6 +105,7 @@ impl Membership {
             members,
             peers: HashMap::new(),
             dials: Dials::default(),
+            acquaintances: Acquaintances::default(),
             rng,
             draining: false,
             alone: Alone::default(),
@@ -398,6 +403,20 @@ impl Membership {
         }
     }
 
+    /// Dials where a node once was that is linked no more: seeds may lead nowhere, and members are forgotten.
+    fn visit(&mut self, ctx: &mut Context<Self>) {
+        let config = &self.parts.hub.config.members;
+        let visits = Visits { remember_ms: config.remember_ms, revisit_ms: config.revisit_ms };
+        let (now, jitter) = (self.now_ms(), self.rng.random::<f64>());
+        let peers = &self.peers;
+        let is_linked = |id: &NodeId| peers.get(id).is_some_and(|entry| entry.link.is_some());
+        if let Some(addr) = self.acquaintances.next(&visits, now, jitter, is_linked)
+            && !self.is_alias(addr)
+        {
+            self.dial(addr, ctx);
+        }
+    }
+
     fn link_down(&mut self, down: LinkDown, ctx: &mut Context<Self>) {
         let now = self.now_ms();
         let LinkDown { id, incarnation, link, error } = down;
@@ -411,6 +430,7 @@ impl Membership {
         self.heard_refusal(&error);
         self.parts.hub.event(Event::LinkDown { peer: id.clone(), reason: error.to_string() });
         if error == LinkError::Left {
+            self.acquaintances.left(&id);
             self.retire(&id, Some(incarnation), CloseCode::Left);
             let changes = self.members.said_goodbye(&id, incarnation, now);
             self.apply(changes);
@@ -423,7 +443,7 @@ impl Membership {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         let now = self.now_ms();
-        self.parts.beat.membership();
+        self.parts.watch.membership();
         let changes = self.members.tick(now);
         if !changes.is_empty() {
             self.apply(changes);
@@ -434,6 +454,9 @@ impl Membership {
         self.look_around(now);
         if self.ticks.is_multiple_of(SEED_TICKS) {
             self.dial_seeds(ctx);
+        }
+        if self.ticks.is_multiple_of(VISIT_TICKS) {
+            self.visit(ctx);
         }
         let link = &self.parts.hub.config.link;
         let window = u64::try_from(link.resume_window.as_millis()).unwrap_or(u64::MAX);
@@ -602,8 +625,9 @@ impl Handler<Dialled> for Membership {
 
     fn handle(&mut self, Dialled { addr, result }: Dialled, _: &mut Self::Context) {
         let (now, jitter) = (self.now_ms(), self.rng.random::<f64>());
-        if let Err(error) = &result {
-            self.heard_refusal(error);
+        match &result {
+            Ok(id) => self.acquaintances.found(addr, id),
+            Err(error) => self.heard_refusal(error),
         }
         self.dials.end(addr, result, &self.parts.hub, now, jitter);
     }
@@ -633,6 +657,7 @@ impl Handler<LinkUp> for Membership {
         entry.gone_since_ms = None;
         entry.queue.link_since_ms.store(now, std::sync::atomic::Ordering::Relaxed);
         tracing::info!(node = %self.parts.hub.id, peer = %up.id, addr = %up.addr, "link up");
+        self.acquaintances.met(&up.id, up.addr, now);
         let changes = self.members.link_up(up.id.clone(), up.incarnation, up.addr, now);
         self.parts.gossip.contact(up.addr);
         self.apply(changes);

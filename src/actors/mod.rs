@@ -9,3 +9,4 @@ pub(crate) mod membership;
 pub(crate) mod peer;
 pub(crate) mod registry;
 pub(crate) mod system;
+pub(crate) mod watch;

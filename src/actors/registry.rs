@@ -1,12 +1,13 @@
 //! `RoomRegistry`: owns this node's interest and is the only writer of the route table.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message};
 
 use crate::actors::membership::Stop;
-use crate::actors::system::Beat;
+use crate::actors::watch::Watch;
 use crate::core::frame::KEYS_PER_FRAME;
 use crate::core::interest::Interest;
 use crate::core::link::LinkState;
@@ -27,14 +28,14 @@ pub(crate) struct RoomRegistry {
     interest: Interest,
     /// The last snapshot, as long as it is the newest: links that come up together share it.
     snapshot: Option<InterestSnapshot>,
-    beat: Arc<Beat>,
+    watch: Arc<Watch>,
     lingering: bool,
 }
 
 impl RoomRegistry {
-    pub(crate) fn new(hub: Arc<Hub>, beat: Arc<Beat>) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, watch: Arc<Watch>) -> Self {
         let interest = Interest::new(hub.config.interest.clone());
-        Self { hub, interest, snapshot: None, beat, lingering: false }
+        Self { hub, interest, snapshot: None, watch, lingering: false }
     }
 
     /// Takes what joined and left, and publishes what changes for other nodes.
@@ -60,6 +61,7 @@ impl RoomRegistry {
         }
         if let Some(delta) = self.interest.flush(self.hub.now_ms()) {
             self.snapshot = None;
+            self.hub.interest_digest.store(self.interest.digest(), Ordering::Release);
             match self.hub.feed.publish(&delta) {
                 Ok(_) => {
                     for peer in self.hub.peers() {
@@ -119,7 +121,7 @@ impl Actor for RoomRegistry {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        ctx.run_interval(Beat::INTERVAL, |registry, _| registry.beat.registry());
+        ctx.run_interval(Watch::INTERVAL, |registry, _| registry.watch.registry());
         let (hub, addr) = (Arc::clone(&self.hub), ctx.address());
         actix::spawn(async move {
             // The first join goes out at once; those within a tick of it go together.

@@ -1,8 +1,6 @@
 //! Where the actors run: a thread of their own, because users have no actix `System`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use actix::{Actor, Addr, System};
 use tokio::runtime::Handle;
@@ -11,49 +9,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::actors::links::LinkTable;
 use crate::actors::membership::{Begin, Membership, Parts, Stop, own_member};
 use crate::actors::registry::RoomRegistry;
+use crate::actors::watch::Watch;
 use crate::core::members::Member;
 use crate::error::StartError;
 use crate::gossip::Gossip;
 use crate::gossip::discovery::DiscoveryShared;
 use crate::hub::Hub;
 use crate::quic::handshake::Card;
-
-/// Shows that the actors still work: each writes down when it last ran.
-#[derive(Debug, Default)]
-pub(crate) struct Beat {
-    registry_ms: AtomicU64,
-    membership_ms: AtomicU64,
-    clock: Option<tokio::time::Instant>,
-}
-
-impl Beat {
-    /// How often the actors write down that they run.
-    pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
-    /// An actor that has not run for so long hangs.
-    const LIMIT_MS: u64 = 5_000;
-
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { clock: Some(tokio::time::Instant::now()), ..Self::default() })
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.clock.map_or(0, |clock| u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX))
-    }
-
-    pub(crate) fn registry(&self) {
-        self.registry_ms.store(self.now_ms(), Ordering::Relaxed);
-    }
-
-    pub(crate) fn membership(&self) {
-        self.membership_ms.store(self.now_ms(), Ordering::Relaxed);
-    }
-
-    /// Whether both actors ran within the limit.
-    pub(crate) fn is_live(&self) -> bool {
-        let oldest = self.registry_ms.load(Ordering::Relaxed).min(self.membership_ms.load(Ordering::Relaxed));
-        self.now_ms().saturating_sub(oldest) < Self::LIMIT_MS
-    }
-}
 
 /// The running actors.
 pub(crate) struct Actors {
@@ -62,7 +24,7 @@ pub(crate) struct Actors {
     pub(crate) members: watch::Receiver<Arc<Vec<Member>>>,
     /// Whether no other node is linked.
     pub(crate) alone: watch::Receiver<bool>,
-    pub(crate) beat: Arc<Beat>,
+    pub(crate) watch: Arc<Watch>,
     /// The system of the thread; none when the actors run in the caller's system.
     system: Option<System>,
 }
@@ -104,8 +66,8 @@ pub(crate) async fn start(seed: Seed, here: bool) -> Result<Actors, StartError> 
 }
 
 fn launch(seed: Seed, runtime: Handle, system: Option<System>) -> Actors {
-    let beat = Beat::new();
-    let registry = RoomRegistry::new(Arc::clone(&seed.hub), Arc::clone(&beat)).start();
+    let watch = Watch::new(&seed.hub, &seed.gossip);
+    let registry = RoomRegistry::new(Arc::clone(&seed.hub), Arc::clone(&watch)).start();
     // The node lists itself from the first moment.
     let (members_tx, members) = watch::channel(Arc::new(vec![own_member(&seed.hub, &seed.card, false)]));
     let (alone_tx, alone) = watch::channel(true);
@@ -120,13 +82,13 @@ fn launch(seed: Seed, runtime: Handle, system: Option<System>) -> Actors {
         registry: registry.clone(),
         published: members_tx,
         alone: alone_tx,
-        beat: Arc::clone(&beat),
+        watch: Arc::clone(&watch),
         random_seed: seed.random_seed,
     };
     let membership = Membership::new(parts).start();
     // The mailbox is empty: the message fits.
     let _ = membership.try_send(Begin(seed.wanted));
-    Actors { membership, registry, members, alone, beat, system }
+    Actors { membership, registry, members, alone, watch, system }
 }
 
 impl Actors {

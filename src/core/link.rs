@@ -120,9 +120,180 @@ impl Backoff {
     }
 }
 
+/// The part of a link that does not get on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stuck {
+    /// The peer was sent messages and acknowledges none.
+    Frames,
+    /// The peer was sent this node's rooms and does not say that it knows them.
+    Interest,
+    /// This node does not get done with what the peer has sent.
+    Reader,
+    /// This node has nothing to write, because its own rooms are not handed out.
+    Writer,
+}
+
+impl std::fmt::Display for Stuck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Frames => "the peer applied nothing of what it was sent",
+            Self::Interest => "the peer did not take in the rooms of this node",
+            Self::Reader => "this node did not get done with what the peer had sent",
+            Self::Writer => "this node did not get at its own rooms",
+        })
+    }
+}
+
+/// What a link has got done: numbers that only grow, and whether they should.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Whether frames are sent and not acknowledged, and the last one that is.
+    pub frames: (bool, u64),
+    /// The same of the versions of this node's interest.
+    pub interest: (bool, u64),
+    /// Bytes that the peer says it has read; stays 0 with one that does not say.
+    pub heard: u64,
+    /// Whether the reader has something in hand, and how often it had.
+    pub reader: (bool, u64),
+    /// Whether the writer waits for this node's rooms, and how often it did.
+    pub writer: (bool, u64),
+}
+
+/// Finds a link that stands, and even says heartbeats, but does not get on.
+///
+/// Looked at with [`look`](Self::look) several times in each limit. What is owed and does not move for the limit is stuck.
+/// A peer that reads is not: one frame may take long to arrive. But so many bytes without any acknowledgement are no frame
+/// any more: then reading alone is no progress. The time between two looks counts for two steps at most: who
+/// did not run itself has seen nothing.
+#[derive(Debug)]
+pub struct Stall {
+    limit_ms: u64,
+    step_ms: u64,
+    read_bytes: u64,
+    looked_ms: Option<u64>,
+    heard: u64,
+    debts: [Debt; 4],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Debt {
+    settled: u64,
+    /// What the peer had read when this was settled last.
+    heard: u64,
+    waits_ms: u64,
+}
+
+impl Stall {
+    /// How many looks belong in one limit.
+    pub const LOOKS: u32 = 16;
+
+    /// With the limit in milliseconds, and how many bytes a peer may read without an acknowledgement.
+    pub fn new(limit_ms: u64, read_bytes: u64) -> Self {
+        let step_ms = (2 * limit_ms / u64::from(Self::LOOKS)).max(1);
+        Self { limit_ms, step_ms, read_bytes, looked_ms: None, heard: 0, debts: Default::default() }
+    }
+
+    /// The limit of a link after so many that stalled one after the other with nothing done in between: it doubles, up to 32
+    /// times, so that a peer that stays stuck is not dialled without end.
+    pub fn limit_after(limit_ms: u64, stalls: u32) -> u64 {
+        limit_ms.saturating_mul(1 << stalls.min(5))
+    }
+
+    /// What is stuck, and for how many milliseconds, if anything is for longer than the limit.
+    pub fn look(&mut self, now: &Progress, now_ms: u64) -> Option<(Stuck, u64)> {
+        let before = self.looked_ms.replace(now_ms).unwrap_or(now_ms);
+        let step = now_ms.saturating_sub(before).min(self.step_ms);
+        let reads = std::mem::replace(&mut self.heard, now.heard) != now.heard;
+        let parts = [
+            (Stuck::Frames, now.frames, reads),
+            (Stuck::Interest, now.interest, reads),
+            (Stuck::Reader, now.reader, false),
+            (Stuck::Writer, now.writer, false),
+        ];
+        let mut stuck = None;
+        for (debt, (part, (owed, settled), reads)) in self.debts.iter_mut().zip(parts) {
+            if !owed || settled != debt.settled {
+                *debt = Debt { settled, heard: now.heard, waits_ms: 0 };
+            } else if reads && now.heard.saturating_sub(debt.heard) <= self.read_bytes {
+                debt.waits_ms = 0;
+            } else {
+                debt.waits_ms += step;
+            }
+            if stuck.is_none() && debt.waits_ms > self.limit_ms {
+                stuck = Some((part, debt.waits_ms));
+            }
+        }
+        stuck
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Looks every 10 ms until something is stuck, at most `looks` times; `at` says what there is to see.
+    fn watch(stall: &mut Stall, looks: u64, at: impl Fn(u64) -> Progress) -> Option<(Stuck, u64, u64)> {
+        (0..looks).find_map(|look| stall.look(&at(look), look * 10).map(|(part, ms)| (part, ms, look * 10)))
+    }
+
+    #[test]
+    fn what_is_owed_and_does_not_move_is_stuck() {
+        let owed = (true, 7);
+        let parts = [
+            (Stuck::Frames, Progress { frames: owed, ..Progress::default() }),
+            (Stuck::Interest, Progress { interest: owed, ..Progress::default() }),
+            (Stuck::Reader, Progress { reader: owed, ..Progress::default() }),
+            (Stuck::Writer, Progress { writer: owed, ..Progress::default() }),
+        ];
+        for (part, progress) in parts {
+            let mut stall = Stall::new(160, 1000);
+            assert_eq!(watch(&mut stall, 100, |_| progress), Some((part, 170, 170)));
+        }
+        let nothing = Progress { frames: (false, 7), interest: (false, 3), ..Progress::default() };
+        assert_eq!(watch(&mut Stall::new(160, 1000), 1000, |_| nothing), None, "nothing is owed");
+    }
+
+    #[test]
+    fn a_little_progress_is_enough() {
+        // One frame in 150 ms.
+        let slow = |look| Progress { frames: (true, look / 15), ..Progress::default() };
+        assert_eq!(watch(&mut Stall::new(160, 1000), 1000, slow), None);
+        // One part does not excuse the other.
+        let half = |look| Progress { frames: (true, 1), interest: (true, look), ..Progress::default() };
+        assert_eq!(watch(&mut Stall::new(160, 1000), 1000, half).map(|stuck| stuck.0), Some(Stuck::Frames));
+    }
+
+    #[test]
+    fn a_large_frame_that_is_being_read_is_progress_and_endless_reading_is_not() {
+        let reading = |look| Progress { frames: (true, 1), heard: look / 10 * 10, ..Progress::default() };
+        assert_eq!(watch(&mut Stall::new(160, 1000), 1000, reading), None);
+        let (part, _, at_ms) = watch(&mut Stall::new(160, 1000), 3000, reading).unwrap();
+        assert_eq!(part, Stuck::Frames);
+        // 1,000 bytes were read after 10 s.
+        assert!((10_100..10_400).contains(&at_ms), "{at_ms}");
+        let busy = |look| Progress { reader: (true, 1), heard: look, ..Progress::default() };
+        assert!(
+            watch(&mut Stall::new(160, 1000), 100, busy).is_some(),
+            "what the peer reads says nothing of our reader"
+        );
+    }
+
+    #[test]
+    fn who_did_not_run_itself_has_seen_nothing() {
+        let mut stall = Stall::new(160, 1000);
+        let owed = Progress { frames: (true, 1), ..Progress::default() };
+        assert_eq!(stall.look(&owed, 0), None);
+        assert_eq!(stall.look(&owed, 10), None);
+        assert_eq!(stall.look(&owed, 60_000), None, "frozen for a minute");
+        assert_eq!(stall.look(&Progress { frames: (true, 2), ..owed }, 60_010), None);
+    }
+
+    #[test]
+    fn the_limit_doubles_while_nothing_gets_done() {
+        let limits: Vec<_> = (0..8).map(|stalls| Stall::limit_after(10, stalls)).collect();
+        assert_eq!(limits, [10, 20, 40, 80, 160, 320, 320, 320]);
+        assert_eq!(Stall::limit_after(u64::MAX, 3), u64::MAX);
+    }
 
     fn ids() -> (NodeId, NodeId) {
         (NodeId::new("a").unwrap(), NodeId::new("b").unwrap())

@@ -117,11 +117,18 @@ pub struct MembersConfig {
     /// How long a member may be without its link when the failure detector never called it alive, in
     /// milliseconds; then it is dead. Default is 10,000.
     pub unheard_ms: u64,
+    /// How long the address of a node that was linked is remembered after its last link, so that two sides of a long split
+    /// that have forgotten each other meet again without a seed, in milliseconds. Default is 86,400,000 (a day). At most
+    /// 256 nodes are remembered, none that said goodbye.
+    pub remember_ms: u64,
+    /// The shortest pause between two dials of such an address, in milliseconds; the longest is twice that. Default is
+    /// 10,000. At most two such dials begin in a second. Cost: one handshake each.
+    pub revisit_ms: u64,
 }
 
 impl Default for MembersConfig {
     fn default() -> Self {
-        Self { dead_linger_ms: 60_000, unheard_ms: 10_000 }
+        Self { dead_linger_ms: 60_000, unheard_ms: 10_000, remember_ms: 86_400_000, revisit_ms: 10_000 }
     }
 }
 

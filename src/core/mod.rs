@@ -1,5 +1,6 @@
 //! The rules, without sockets, clocks, actors or hidden randomness: each type takes what happened and says what to do.
 
+pub mod acquaintances;
 pub mod frame;
 pub mod inbox;
 pub mod interest;
@@ -9,3 +10,4 @@ pub mod outbox;
 pub mod presence;
 pub mod requests;
 pub mod routes;
+pub mod watchdog;

@@ -6,7 +6,7 @@ pub mod transport;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chitchat::{Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, spawn_chitchat};
@@ -189,6 +189,11 @@ impl Gossip {
         if let Some(handle) = self.shared.handle() {
             handle.with_chitchat(say_leaving).await;
         }
+    }
+
+    /// Grows with each turn of chitchat's loop, at least one in each interval: shows that it runs.
+    pub(crate) fn turns(&self) -> &AtomicU64 {
+        &self.shared.turns
     }
 
     /// The size of the digest at the last message or tick.

@@ -87,6 +87,8 @@ pub(super) struct Shared {
     pub(super) changed: watch::Sender<u64>,
     pub(super) leaving: AtomicBool,
     pub(super) max_message_bytes: usize,
+    /// Turns of chitchat's loop: shows that it runs.
+    pub(super) turns: AtomicU64,
     slot: RwLock<Slot>,
     digest_nodes: AtomicU64,
     digest_bytes: AtomicU64,
@@ -103,6 +105,7 @@ impl Shared {
             changed: watch::Sender::new(0),
             leaving: AtomicBool::new(false),
             max_message_bytes,
+            turns: AtomicU64::new(0),
             slot: RwLock::new(Slot::Empty),
             digest_nodes: AtomicU64::new(0),
             digest_bytes: AtomicU64::new(0),
@@ -232,6 +235,7 @@ impl Socket for LinkSocket {
     /// Never fails: an error would end chitchat's loop. Cancelling it loses nothing.
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         // The server comes back here when the previous message, tick or command has been worked off.
+        count(&self.shared.turns);
         self.shared.observe();
         loop {
             let (from, bytes) = match self.pending.clone() {

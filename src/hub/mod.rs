@@ -112,6 +112,10 @@ pub(crate) struct Counters {
     pub(crate) dials_failed: AtomicU64,
     /// Gossip messages that were dropped because too many were under way.
     pub(crate) gossip_drops: AtomicU64,
+    /// Snapshots of this node's interest that were sent because a peer held something else.
+    pub(crate) interest_repairs: AtomicU64,
+    /// Links that stood, got nothing done and were replaced.
+    pub(crate) stalls: AtomicU64,
 }
 
 impl Counters {
@@ -144,6 +148,8 @@ pub(crate) struct Hub {
     /// This node's interest, encoded for links.
     pub(crate) feed: InterestFeed,
     pub(crate) counters: Counters,
+    /// The digest of this node's interest, at the version of `feed` or one that is about to be published.
+    pub(crate) interest_digest: AtomicU64,
     /// Questions to other nodes.
     pub(crate) requests: RequestTable,
     /// Handlers of the events of other servers.
@@ -284,6 +290,7 @@ impl Hub {
             flushed: watch::channel(settle::Flushed::default()).0,
             feed: InterestFeed::new(config.link.interest_log_bytes),
             counters: Counters::default(),
+            interest_digest: AtomicU64::new(0),
             requests: RequestTable::new(config.link.max_requests),
             handlers: Handlers::new(config.link.max_server_events),
             guests: Guests::default(),

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -118,8 +118,12 @@ pub(crate) struct PeerQueue {
     pub(crate) relay_wake: Notify,
     /// The version of the peer's interest that is applied here.
     pub(crate) interest_held: AtomicU64,
+    /// Its digest; stored before the version.
+    pub(crate) interest_digest: AtomicU64,
     /// The version of this node's interest that the peer has applied.
     pub(crate) interest_acked: AtomicU64,
+    /// Links that ended because they got nothing done, since the peer acknowledged something last.
+    pub(crate) stalls_in_a_row: AtomicU32,
     /// What the peer asked and is being answered.
     pub(crate) serving: Serving,
     pub(crate) counters: PeerCounters,
@@ -149,6 +153,8 @@ pub(crate) struct PeerCounters {
     pub(crate) dropped_volatile: AtomicU64,
     pub(crate) dropped_gone: AtomicU64,
     pub(crate) links: AtomicU64,
+    /// Links that stood, got nothing done and were replaced.
+    pub(crate) stalls: AtomicU64,
 }
 
 /// Adds to a counter.
@@ -196,7 +202,9 @@ impl PeerQueue {
             relayed: AtomicU64::new(0),
             relay_wake: Notify::new(),
             interest_held: AtomicU64::new(0),
+            interest_digest: AtomicU64::new(0),
             interest_acked: AtomicU64::new(0),
+            stalls_in_a_row: AtomicU32::new(0),
             serving: Serving::default(),
             counters: PeerCounters::default(),
         }
@@ -318,6 +326,7 @@ impl PeerQueue {
     /// The peer has applied this version of this node's interest.
     pub(crate) fn interest_applied(&self, version: u64) {
         if self.interest_acked.fetch_max(version, Ordering::AcqRel) < version {
+            self.stalls_in_a_row.store(0, Ordering::Release);
             self.acked.notify_waiters();
         }
     }
@@ -359,6 +368,7 @@ impl PeerQueue {
             (before != outbox.acked(), outbox.acked())
         };
         if moved {
+            self.stalls_in_a_row.store(0, Ordering::Release);
             self.space.notify_waiters();
         }
         acked
@@ -366,7 +376,15 @@ impl PeerQueue {
 
     /// A link is up: where sending goes on.
     pub(crate) fn resume(&self, theirs: &Resume) -> Resumed {
-        let resumed = lock(&self.outbox).resume(theirs);
+        let (moved, resumed) = {
+            let mut outbox = lock(&self.outbox);
+            let before = outbox.acked();
+            let resumed = outbox.resume(theirs);
+            (before != outbox.acked(), resumed)
+        };
+        if moved {
+            self.stalls_in_a_row.store(0, Ordering::Release);
+        }
         count(&self.counters.gap_sent, resumed.lost);
         self.space.notify_waiters();
         resumed
@@ -384,6 +402,12 @@ impl PeerQueue {
     /// The frames that were sent and are not acknowledged.
     pub(crate) fn under_way(&self) -> u64 {
         lock(&self.outbox).under_way()
+    }
+
+    /// Whether frames are sent and not acknowledged, and the last one that is.
+    pub(crate) fn owed(&self) -> (bool, Seq) {
+        let outbox = lock(&self.outbox);
+        (outbox.under_way() > 0, outbox.acked())
     }
 
     /// Waits until everything queued so far is acknowledged or given up.

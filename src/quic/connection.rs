@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,6 +22,7 @@ use crate::quic::guest;
 use crate::quic::handshake::{CloseCode, Greeted, connection_error};
 use crate::quic::reader::Reader;
 use crate::quic::short::{Path, read_datagrams, read_short_streams};
+use crate::quic::stall::watch;
 use crate::quic::together::either;
 use crate::quic::writer::Writer;
 
@@ -72,6 +73,15 @@ pub(super) struct Signals {
     pub(super) snapshot_wanted: AtomicBool,
     /// We want a snapshot of the peer's interest.
     pub(super) want_snapshot: AtomicBool,
+    /// Bytes read from the data stream so far: the heartbeat says so.
+    pub(super) read: AtomicU64,
+    /// What the peer says that it has read.
+    pub(super) heard: AtomicU64,
+    /// The version of this node's interest that was sent.
+    pub(super) interest_sent: AtomicU64,
+    /// Odd while the reader has something in hand, and while the writer waits for this node's rooms.
+    pub(super) reader: AtomicU64,
+    pub(super) writer: AtomicU64,
 }
 
 /// When to log lost frames: at once, then their sum, at most once in [`GAP_LOG_PAUSE`]. A peer that is always too slow would
@@ -137,6 +147,7 @@ pub(crate) async fn run(
     if peer.role == PeerRole::Guest {
         tasks.spawn(guest::confirm(ends.clone()));
     }
+    tasks.spawn(watch(ends.clone()));
     let read = Reader::new(reader, inbox, ends.clone(), resume_tx);
     let write = Writer::new(send, ends);
     let leaving = conn.clone();
@@ -179,6 +190,7 @@ pub(crate) async fn run(
     let code = match &error {
         LinkError::Violation(_) => CloseCode::Violation,
         LinkError::Silent(_) => CloseCode::Silent,
+        LinkError::Stalled { .. } => CloseCode::Stalled,
         LinkError::Stopping => CloseCode::Left,
         _ => CloseCode::Refused,
     };

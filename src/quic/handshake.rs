@@ -31,6 +31,8 @@ pub(crate) enum CloseCode {
     Silent = 5,
     /// The peer was replaced by a newer run.
     Stale = 6,
+    /// The link stood and got nothing done.
+    Stalled = 7,
 }
 
 impl CloseCode {

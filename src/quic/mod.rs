@@ -6,6 +6,7 @@ mod guest;
 pub(crate) mod handshake;
 mod reader;
 mod short;
+mod stall;
 pub mod tls;
 mod together;
 mod writer;

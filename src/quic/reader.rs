@@ -49,6 +49,10 @@ pub(super) struct Reader {
     /// Frames that were lost and are not reported yet.
     gap: u64,
     gap_log: GapLog,
+    /// The version and digest of this node's interest that the peer said last, if it should have another digest.
+    differs: Option<(u64, u64)>,
+    /// The version of which it was sent a snapshot for that.
+    repaired: Option<u64>,
 }
 
 impl Reader {
@@ -77,6 +81,8 @@ impl Reader {
             unacked: 0,
             gap: 0,
             gap_log: GapLog::default(),
+            differs: None,
+            repaired: None,
         }
     }
 
@@ -94,6 +100,7 @@ impl Reader {
                 biased;
                 block = self.reader.block() => block?,
                 _ = tick.tick() => {
+                    self.signals.read.store(self.reader.heard, Ordering::Release);
                     // A frame that takes long is no silence.
                     let goes_on = std::mem::replace(&mut heard, self.reader.heard) != self.reader.heard;
                     silent_ticks = if goes_on { 0 } else { silent_ticks + 1 };
@@ -104,15 +111,18 @@ impl Reader {
                 }
             };
             silent_ticks = 0;
+            self.signals.read.store(self.reader.heard, Ordering::Release);
             if self.peer.role == PeerRole::Guest && self.peer.has_parted() {
                 continue;
             }
             count(&self.peer.counters.bytes_received, block.len() as u64);
+            count_alone(&self.signals.reader, 1);
             if let Some(here) = self.block(&block, &last_head).await? {
                 last_head.clear();
                 last_head.extend_from_slice(&block[here]);
             }
             self.report_gap();
+            count_alone(&self.signals.reader, 1);
             if self.peer.role == PeerRole::Guest {
                 // Acknowledged when the others have it: see `guest.rs`.
                 self.peer.relayed.store(self.inbox.inbox.received().0, Ordering::Release);
@@ -211,6 +221,10 @@ impl Reader {
                 }
             }
             Head::Received { seq, interest } => {
+                let said = frame[used..].as_chunks::<8>().0;
+                if let Some(read) = said.first() {
+                    self.signals.heard.fetch_max(u64::from_le_bytes(*read), Ordering::AcqRel);
+                }
                 let acked = self.peer.ack(Seq(seq));
                 match self.peer.role {
                     PeerRole::Host => self.peer.part(interest == LAST_WORD),
@@ -218,6 +232,9 @@ impl Reader {
                     PeerRole::Member => {
                         self.hub.orders_applied(&self.peer, acked);
                         self.peer.interest_applied(interest);
+                        if let Some(digest) = said.get(1) {
+                            self.compare(interest, u64::from_le_bytes(*digest));
+                        }
                     }
                 }
             }
@@ -251,6 +268,20 @@ impl Reader {
         }
         count_alone(&self.peer.counters.frames_received, 1);
         true
+    }
+
+    /// The peer holds this version of this node's interest with that digest. When it holds something else, it is sent a
+    /// snapshot: once for a version, and only when it says so twice, because version and digest here are not read in one.
+    fn compare(&mut self, version: u64, digest: u64) {
+        let own = (self.hub.feed.version(), self.hub.interest_digest.load(Ordering::Acquire));
+        if version != own.0 || digest == own.1 || self.repaired == Some(version) {
+            self.differs = None;
+        } else if self.differs.replace((version, digest)) == Some((version, digest)) {
+            self.repaired = Some(version);
+            count(&self.hub.counters.interest_repairs, 1);
+            tracing::error!(node = %self.hub.id, peer = %self.peer.id, version, "a peer holds other rooms of this node than it has: it is sent all of them");
+            self.signal(&self.signals.snapshot_wanted);
+        }
     }
 
     fn start(&mut self, first: u64) -> Result<(), LinkError> {
@@ -322,6 +353,8 @@ impl Reader {
                 version
             }
         };
+        // Nobody else changes what is held of this peer.
+        self.peer.interest_digest.store(self.hub.routes.digest(self.peer.slot), Ordering::Release);
         self.peer.interest_held.store(version, Ordering::Release);
         self.signal(&self.signals.ack);
         Ok(())

@@ -14,7 +14,7 @@ use crate::error::LinkError;
 use crate::event::Event;
 use crate::hub::Hub;
 use crate::hub::feed::Next;
-use crate::hub::peer::{PeerQueue, PeerRole, count};
+use crate::hub::peer::{PeerQueue, PeerRole, count, count_alone};
 use crate::hub::requests::MissingReason;
 use crate::quic::connection::{Ends, GapLog, LinkHost, Signals};
 use crate::quic::handshake::connection_error;
@@ -61,7 +61,7 @@ impl Writer {
                 next_heartbeat = Instant::now() + heartbeat;
                 let seq = self.peer.applied.load(Ordering::Acquire);
                 let interest = self.peer.interest_held.load(Ordering::Acquire);
-                push_head(&Head::Received { seq, interest }, &mut out)?;
+                self.push_received(seq, interest, &mut out)?;
             }
             if self.signals.want_snapshot.swap(false, Ordering::AcqRel) {
                 push_head(&Head::InterestWanted, &mut out)?;
@@ -76,9 +76,13 @@ impl Writer {
                         count(&self.peer.counters.interest_bytes_sent, total(&frames));
                         out.extend(frames);
                         sent = Some(version);
+                        self.signals.interest_sent.store(version, Ordering::Release);
                     }
                     Next::Snapshot => {
+                        count_alone(&self.signals.writer, 1);
                         let whole = self.host.snapshot().await?;
+                        count_alone(&self.signals.writer, 1);
+                        self.signals.interest_sent.store(whole.version, Ordering::Release);
                         count(&self.peer.counters.interest_bytes_sent, total(&whole.frames));
                         sent = Some(whole.version);
                         snapshot = whole.frames.into_iter();
@@ -126,13 +130,27 @@ impl Writer {
             PeerRole::Guest => LAST_WORD,
             _ => self.peer.interest_held.load(Ordering::Acquire),
         };
-        push_head(&Head::Received { seq, interest }, &mut out)?;
+        self.push_received(seq, interest, &mut out)?;
         self.write(&mut out).await?;
         if self.send.finish().is_ok() {
             // Ends when the peer has it all.
             let _ = self.send.stopped().await;
         }
         Err(LinkError::Stopping)
+    }
+
+    /// What was applied, how much was read (a frame that takes long to arrive is no standstill), and the digest of the
+    /// interest that is held.
+    fn push_received(&self, seq: u64, interest: u64, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
+        // The version was read before: its digest, or a newer one that the peer does not compare.
+        let digest = self.peer.interest_digest.load(Ordering::Acquire);
+        let payload = [self.signals.read.load(Ordering::Acquire), digest].map(u64::to_le_bytes);
+        let payload = if interest == 0 { &payload[..1] } else { &payload[..] }.as_flattened();
+        let mut frame = BytesMut::new();
+        encode_head(&Head::Received { seq, interest }, payload.len(), &mut frame)?;
+        frame.extend_from_slice(payload);
+        out.push(frame.freeze());
+        Ok(())
     }
 
     async fn write(&mut self, out: &mut Vec<Bytes>) -> Result<(), LinkError> {

@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 use super::report::*;
 use crate::core::link::LinkState;
 use crate::core::members::{Member, MemberState};
+use crate::core::watchdog::Watched;
 use crate::gossip::discovery::DiscoveryState;
 use crate::hub::Hub;
 use crate::hub::peer::PeerQueue;
@@ -39,6 +40,7 @@ impl Report {
             discovery: node.discovery().into_iter().map(DiscoveryReport::new).collect(),
             gossip: GossipReport { digest_nodes: digest.nodes as u64, digest_bytes: digest.bytes as u64 },
             requests: RequestReport::new(hub),
+            watchdog: node.watched().into_iter().map(PartReport::new).collect(),
             udp: UdpReport { receive_buffer_bytes: receive as u64, send_buffer_bytes: send as u64 },
         }
     }
@@ -111,6 +113,11 @@ impl LinkReport {
             duplicates: get(&counters.duplicates),
             gap_frames_sent: get(&counters.gap_sent),
             gap_frames_received: get(&counters.gap_received),
+            stalls: get(&counters.stalls),
+            interest_digest: hub
+                .routes
+                .version(peer.slot)
+                .map_or_else(String::new, |_| hex(hub.routes.digest(peer.slot))),
             drops: DropReport {
                 queue_full: get(&counters.dropped_full),
                 too_large: get(&counters.dropped_too_large),
@@ -129,10 +136,18 @@ impl InterestReport {
         let peers = hub.routes.peers();
         Self {
             version: hub.feed.version(),
+            digest: hex(get(&hub.interest_digest)),
             rows: hub.routes.rows() as u64,
             peers_known: peers.known as u64,
             peers_unknown: peers.unknown as u64,
         }
+    }
+}
+
+impl PartReport {
+    fn new(part: Watched) -> Self {
+        let Watched { name, limit_ms, quiet_ms, hangs, .. } = part;
+        Self { part: name.to_owned(), quiet_ms, limit_ms, hangs }
     }
 }
 
@@ -175,6 +190,8 @@ impl CounterReport {
             refused: get(&counters.refused),
             dials_failed: get(&counters.dials_failed),
             gossip_drops: get(&counters.gossip_drops),
+            stalls: get(&counters.stalls),
+            interest_repairs: get(&counters.interest_repairs),
             frames_sent: links.iter().map(|link| link.frames_sent).sum(),
             frames_received: links.iter().map(|link| link.frames_received).sum(),
         }
@@ -183,6 +200,11 @@ impl CounterReport {
 
 fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
+}
+
+/// A digest: text, because readers in JavaScript have no 64-bit numbers.
+fn hex(digest: u64) -> String {
+    format!("{digest:016x}")
 }
 
 fn saturate(number: u128) -> u64 {

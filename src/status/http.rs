@@ -153,10 +153,10 @@ async fn status(State(source): State<Source>) -> Response {
 /// 200 while the node lives: anything else is a reason to restart the process.
 async fn livez(State(source): State<Source>) -> Response {
     let Some(node) = current(&source) else { return stopped() };
-    if node.is_live() {
-        return "ok".into_response();
+    match node.why_not_live() {
+        None => "ok".into_response(),
+        Some(reason) => unavailable(reason),
     }
-    unavailable("the node has stopped or a part of it hangs")
 }
 
 /// 200 while the node is to be sent clients.
@@ -265,6 +265,85 @@ mod tests {
         })
         .await
         .expect("the listener closes");
+    }
+
+    async fn impatient(id: &str) -> Node {
+        let secret = ClusterSecret::from_bytes([7; 32]).unwrap();
+        let mut config = crate::Config::default();
+        config.watchdog_limit = crate::config::WatchdogLimit(Duration::from_secs(2));
+        let node = Node::builder().cluster("test").id(id).listen("127.0.0.1:0").secret(secret).config(config);
+        timeout(Duration::from_secs(20), node.start()).await.unwrap().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_actor_that_hangs_is_named_until_it_runs_again() {
+        let a = impatient("hangs").await;
+        let server = serve(&a, loopback()).await.unwrap();
+        let addr = server.local_addr();
+        let (release, until) = std::sync::mpsc::channel();
+        a.block_actors(until);
+        let red = timeout(Duration::from_secs(20), async {
+            loop {
+                let (head, body) = ask(addr, "GET /livez").await;
+                if head.starts_with("http/1.0 503")
+                    && body.contains("registry")
+                    && body.contains("membership")
+                {
+                    return body;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let body = red.await.unwrap();
+        assert!(body.starts_with("registry has not run for "), "{body}");
+        let report: Report = serde_json::from_str(&ask(addr, "GET /status").await.1).unwrap();
+        // Of the others a busy machine may say anything.
+        let hangs = |name: &str| report.watchdog.iter().any(|part| part.part == name && part.hangs);
+        assert!(hangs("registry") && hangs("membership") && report.watchdog.len() == 4, "{report:?}");
+        assert!(!report.live);
+        drop(release);
+        timeout(Duration::from_secs(20), async {
+            while ask(addr, "GET /livez").await.1 != "ok" {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap();
+        a.stop().await;
+        assert_eq!(ask(addr, "GET /livez").await.1, "the node has stopped");
+    }
+
+    #[test]
+    fn a_runtime_that_is_blocked_is_named_until_it_runs_again() {
+        let (started, node) = std::sync::mpsc::channel();
+        let (release, until) = std::sync::mpsc::channel::<()>();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let runtime = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                started.send(impatient("blocked").await).unwrap();
+                let _ = until.recv();
+                let _ = ended.await;
+            });
+        });
+        let node = node.recv().unwrap();
+        let eventually = |what: &str, condition: &dyn Fn() -> bool| {
+            for _ in 0..2_000 {
+                if condition() {
+                    return;
+                }
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            panic!("not in time: {what}");
+        };
+        eventually("the runtime hangs", &|| {
+            node.why_not_live().is_some_and(|why| why.contains("runtime has not run for "))
+        });
+        drop(release);
+        eventually("it runs again", &|| node.is_live());
+        drop(node);
+        drop(end);
+        runtime.join().unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]

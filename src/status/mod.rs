@@ -11,5 +11,5 @@ mod report;
 pub use http::{StatusConfig, StatusServer, router, serve};
 pub use report::{
     CounterReport, DiscoveryReport, DropReport, GossipReport, InterestReport, LinkReport, MemberReport,
-    NodeReport, Report, RequestReport, SCHEMA_VERSION, UdpReport,
+    NodeReport, PartReport, Report, RequestReport, SCHEMA_VERSION, UdpReport,
 };

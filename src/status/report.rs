@@ -44,8 +44,25 @@ pub struct Report {
     /// Questions to and from other nodes. All zero from a node that is too old to say.
     #[serde(default)]
     pub requests: RequestReport,
+    /// Whether the parts of this node run. Empty from a node that is too old to say.
+    #[serde(default)]
+    pub watchdog: Vec<PartReport>,
     /// Counts of this node.
     pub counters: CounterReport,
+}
+
+/// One part of the node that has to run: `registry` and `membership` (actors), `gossip`, `runtime` (tokio).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PartReport {
+    /// Its name.
+    pub part: String,
+    /// For how long it has not run, in milliseconds in which the process ran.
+    pub quiet_ms: u64,
+    /// How long that may be: see [`crate::Config::watchdog_limit`].
+    pub limit_ms: u64,
+    /// Whether it is longer: then the node is not live.
+    pub hangs: bool,
 }
 
 /// Who a node is.
@@ -139,6 +156,14 @@ pub struct LinkReport {
     pub gap_frames_sent: u64,
     /// Frames from the peer that were lost for good.
     pub gap_frames_received: u64,
+    /// Links to this run of the peer that stood, got nothing done and were replaced. 0 from a node that is too old to say.
+    #[serde(default)]
+    pub stalls: u64,
+    /// The digest of the rooms that are held of the peer, 16 hexadecimal digits. Equal to
+    /// [`InterestReport::digest`] of the peer itself, at the same version, when the two agree. Empty while the peer's rooms
+    /// are not known.
+    #[serde(default)]
+    pub interest_digest: String,
     /// Frames for the peer that were not queued or not kept.
     pub drops: DropReport,
 }
@@ -174,6 +199,10 @@ pub struct DropReport {
 pub struct InterestReport {
     /// The newest version of this node's own interest.
     pub version: u64,
+    /// The digest of this node's own interest (namespaces, how they route, rooms), 16 hexadecimal digits; see
+    /// [`LinkReport::interest_digest`]. Empty from a node that is too old to say.
+    #[serde(default)]
+    pub digest: String,
     /// Pairs of room and peer that are held here: the rooms of all peers, added up.
     pub rows: u64,
     /// Peers whose rooms are known.
@@ -261,6 +290,13 @@ pub struct CounterReport {
     pub dials_failed: u64,
     /// Gossip messages that were dropped because too many were under way.
     pub gossip_drops: u64,
+    /// Links that stood, got nothing done and were replaced. 0 from a node that is too old to say.
+    #[serde(default)]
+    pub stalls: u64,
+    /// Snapshots of this node's interest that were sent because a peer held other rooms than it should. 0 from a node that
+    /// is too old to say.
+    #[serde(default)]
+    pub interest_repairs: u64,
     /// Frames queued, whether or not they are sent yet: the sum of [`LinkReport::frames_sent`] over the peers that are in `links`.
     pub frames_sent: u64,
     /// Frames received, the sum over the peers that are in `links`.

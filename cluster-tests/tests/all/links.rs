@@ -157,6 +157,7 @@ async fn a_short_pause_is_only_a_pause() {
     let setup = Setup::new("pause").config(|config| {
         config.quic.idle_timeout = Duration::from_secs(600);
         config.link.silence_limit = Duration::from_secs(600);
+        config.link.stall_limit = Duration::from_secs(600);
     });
     let nodes = setup.formed(2).await;
     let (here, there) = (nodes[0].namespace("/").unwrap(), nodes[1].namespace("/").unwrap());
@@ -231,6 +232,7 @@ async fn a_peer_that_does_not_read_costs_only_itself() {
     let setup = Setup::new("frozen").config(|config| {
         config.link.outbox_bytes = 2 << 20;
         config.link.silence_limit = Duration::from_secs(600);
+        config.link.stall_limit = Duration::from_secs(600);
     });
     let nodes = setup.formed(2).await;
     let peer = RawPeer::new(&setup, 9);
@@ -275,11 +277,12 @@ async fn a_peer_that_does_not_read_costs_only_itself() {
     still(&nodes);
 }
 
-/// A frame that takes long to arrive is no silence.
+/// A frame that takes long to arrive is no silence and no standstill.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_frame_over_a_slow_path_does_not_break_the_link() {
     let setup = Setup::new("slowpath").config(|config| {
         config.link.silence_limit = Duration::from_secs(1);
+        config.link.stall_limit = Duration::from_secs(2);
         config.link.heartbeat = Duration::from_millis(100);
     });
     let nodes = setup.formed(2).await;
@@ -289,7 +292,7 @@ async fn a_large_frame_over_a_slow_path_does_not_break_the_link() {
     eventually("the member is known", || here.all().emit(probe()).unwrap().targeted == 1).await;
     let links = || [0, 1].map(|at| nodes[at].link(nodes[1 - at].name()).unwrap().links);
     let before = links();
-    // It takes eight times as long as nothing may be heard.
+    // It takes eight times as long as nothing may be heard, and four times as long as nothing may be applied.
     nodes[0].gate.slow_down(500_000);
     here.all().emit(stamp_of("zero", 1, 4 << 20)).unwrap();
     here.all().emit(stamp("zero", 2)).unwrap();

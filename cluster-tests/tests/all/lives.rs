@@ -16,6 +16,7 @@ fn patient(name: &str) -> Setup {
     Setup::new(name).config(|config| {
         config.quic.idle_timeout = Duration::from_secs(600);
         config.link.silence_limit = Duration::from_secs(600);
+        config.link.stall_limit = Duration::from_secs(600);
     })
 }
 
