@@ -44,6 +44,10 @@ bench-settled:
 chat:
     cargo run --release --example chat
 
+# The Kubernetes manifests: rendered, validated, and broken on purpose; needs Python and PyPI.
+kubernetes:
+    python3 -m venv target/kubernetes/venv && target/kubernetes/venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement examples/kubernetes/check/requirements.txt && target/kubernetes/venv/bin/python -B examples/kubernetes/check
+
 # A minute of nonsense for the frame decoder; needs the nightly toolchain and cargo-fuzz.
 fuzz:
     cd cluster-tests && cargo +nightly fuzz run frame -- -max_total_time=60
