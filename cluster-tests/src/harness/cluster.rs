@@ -112,6 +112,11 @@ impl Cluster {
         &self.ids[node]
     }
 
+    /// Whether it stands on simulated ground.
+    pub fn is_simulated(&mut self) -> bool {
+        self.ground.simulated().is_some()
+    }
+
     /// The settings that its nodes have.
     pub fn settings(&self) -> &Settings {
         &self.settings

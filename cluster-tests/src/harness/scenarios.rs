@@ -37,6 +37,9 @@ pub struct Scenario {
 /// The room of the steady traffic.
 pub const ROOM: &str = "lobby";
 
+/// How long it may take from the healing of the network until all nodes are one cluster again.
+const MENDED: Duration = Duration::from_secs(4);
+
 impl Scenario {
     /// Plays it on simulated ground and checks what happened.
     ///
@@ -163,6 +166,15 @@ async fn steady(cluster: &mut Cluster) {
         cluster.traffic(node, ROOM, Duration::from_millis(100)).await;
     }
     pause(cluster, 200..1000).await;
+}
+
+/// Heals the network. Members are complete within 3 s, and interest is equal within 1 s more; on real ground, whose
+/// machine may have much else to do, it may take longer.
+async fn mended(cluster: &mut Cluster) {
+    cluster.heal().await;
+    let within = if cluster.is_simulated() { MENDED } else { Duration::from_secs(40) };
+    cluster.converged(within).await;
+    pause(cluster, 100..2000).await;
 }
 
 /// Lets so many milliseconds pass, picked by the seed.

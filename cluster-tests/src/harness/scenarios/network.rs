@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use super::{Cluster, ROOM, one, pause, sides, steady};
+use super::{Cluster, ROOM, mended, one, pause, sides, steady};
 
 pub(super) async fn split(cluster: &mut Cluster) {
     steady(cluster).await;
     let (one, other) = sides(cluster);
     cluster.partition(one, other).await;
     pause(cluster, 500..14_000).await;
-    cluster.heal().await;
-    pause(cluster, 100..3000).await;
+    mended(cluster).await;
 }
 
 pub(super) async fn one_way_split(cluster: &mut Cluster) {
@@ -22,8 +21,7 @@ pub(super) async fn one_way_split(cluster: &mut Cluster) {
         }
     }
     pause(cluster, 500..20_000).await;
-    cluster.heal().await;
-    pause(cluster, 100..3000).await;
+    mended(cluster).await;
 }
 
 pub(super) async fn bridge(cluster: &mut Cluster) {
@@ -33,8 +31,7 @@ pub(super) async fn bridge(cluster: &mut Cluster) {
     // What the bridge emits reaches both sides all the time.
     cluster.emit(2, ROOM, 10).await;
     pause(cluster, 100..1000).await;
-    cluster.heal().await;
-    pause(cluster, 100..3000).await;
+    mended(cluster).await;
 }
 
 pub(super) async fn flapping(cluster: &mut Cluster) {
@@ -54,8 +51,7 @@ pub(super) async fn long_split(cluster: &mut Cluster) {
     cluster.partition(one, other).await;
     // Longer than the idle timeout (5 s), and than all that the settings of the scenario remember.
     pause(cluster, 14_000..20_000).await;
-    cluster.heal().await;
-    pause(cluster, 100..3000).await;
+    mended(cluster).await;
 }
 
 pub(super) async fn split_of_minutes(cluster: &mut Cluster) {
@@ -64,8 +60,7 @@ pub(super) async fn split_of_minutes(cluster: &mut Cluster) {
     cluster.partition(one, other).await;
     // Longer than the grace of gossip for the dead (120 s).
     pause(cluster, 130_000..200_000).await;
-    cluster.heal().await;
-    pause(cluster, 100..3000).await;
+    mended(cluster).await;
 }
 
 pub(super) async fn half_open(cluster: &mut Cluster) {
@@ -89,8 +84,7 @@ pub(super) async fn loss(cluster: &mut Cluster) {
         cluster.lossy(a, b, 0.3).await;
     }
     pause(cluster, 10_000..20_000).await;
-    cluster.heal().await;
-    pause(cluster, 100..3000).await;
+    mended(cluster).await;
 }
 
 pub(super) async fn disorder(cluster: &mut Cluster) {
@@ -126,8 +120,7 @@ pub(super) async fn join_storm(cluster: &mut Cluster) {
             }
         }
     }
-    cluster.heal().await;
-    pause(cluster, 100..3000).await;
+    mended(cluster).await;
     for node in cluster.nodes() {
         cluster.settle(node).await;
         cluster.emit(node, "room-4", 5).await;

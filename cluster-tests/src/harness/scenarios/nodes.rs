@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Cluster, ROOM, one, pause, sides, steady};
+use super::{Cluster, ROOM, mended, one, pause, sides, steady};
 
 pub(super) async fn frozen(cluster: &mut Cluster) {
     steady(cluster).await;
@@ -35,8 +35,7 @@ pub(super) async fn restart_in_split(cluster: &mut Cluster) {
     pause(cluster, 0..8000).await;
     cluster.restart(others[0]).await;
     pause(cluster, 0..3000).await;
-    cluster.heal().await;
-    pause(cluster, 100..3000).await;
+    mended(cluster).await;
 }
 
 pub(super) async fn rolling_restart(cluster: &mut Cluster) {
@@ -82,8 +81,7 @@ pub(super) async fn new_addresses(cluster: &mut Cluster) {
         cluster.restart(node).await;
     }
     pause(cluster, 1000..8000).await;
-    cluster.heal().await;
-    pause(cluster, 100..3000).await;
+    mended(cluster).await;
 }
 
 pub(super) async fn clocks_ahead(cluster: &mut Cluster) {
@@ -135,8 +133,8 @@ async fn restarts(cluster: &mut Cluster, times: u64) {
     }
     cluster.note(format!("at most {most} runs were in a digest"));
     let grace_ms = cluster.settings().dead_node_grace_ms.unwrap_or(120_000);
-    // Twice of what that makes at a restart in 800 ms, and those that run.
-    let limit = 2 * grace_ms / 2 / 800 + cluster.len() as u64;
+    // Four seconds to notice, half of the grace, a restart in 800 ms; twice of that, and those that run.
+    let limit = 2 * (4_000 + grace_ms / 2) / 800 + cluster.len() as u64;
     assert!(most <= limit, "old runs pile up: {most} in a digest, not more than {limit} were expected");
     cluster.emit(node, ROOM, 10).await;
 }
