@@ -29,6 +29,7 @@ mod rooms;
 mod seeds;
 mod servers;
 mod settled;
+mod sim;
 mod sockets;
 mod stalls;
 mod trust;

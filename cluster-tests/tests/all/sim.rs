@@ -1,0 +1,105 @@
+//! Scenarios on simulated ground. More seeds: `just sim`.
+
+use cluster_tests::harness::scenarios;
+
+/// The seeds that every scenario is played with, but those that take seconds: one is enough of them.
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=2;
+const LONG: [&str; 2] = ["split_of_minutes", "hundred_restarts"];
+
+fn play(name: &str) {
+    let scenario = scenarios::find(name).unwrap_or_else(|| panic!("there is no scenario {name}"));
+    let seeds = if LONG.contains(&name) { 1..=1 } else { SEEDS };
+    for seed in seeds {
+        scenario.simulate(seed);
+    }
+}
+
+macro_rules! simulated {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            play(stringify!($name));
+        })*
+
+        #[test]
+        fn every_scenario_is_played() {
+            // A thousand restarts are for `just sim`.
+            let played = [$(stringify!($name)),*, "thousand_restarts"];
+            for scenario in scenarios::ALL {
+                assert!(played.contains(&scenario.name), "{} is never played", scenario.name);
+            }
+        }
+    };
+}
+
+simulated!(
+    split,
+    one_way_split,
+    bridge,
+    flapping,
+    long_split,
+    split_of_minutes,
+    half_open,
+    loss,
+    disorder,
+    join_storm,
+    frozen,
+    kill_and_restart,
+    restart_in_split,
+    rolling_restart,
+    rolling_kill,
+    all_at_once,
+    new_addresses,
+    clocks_ahead,
+    clock_back,
+    hundred_restarts,
+);
+
+/// An application of a user, on every node: a member that counts what it gets in its own namespace.
+mod application {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use cluster_tests::Cluster;
+
+    #[test]
+    fn an_application_goes_through_a_split() {
+        let got = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&got);
+        let application = move |node: roomcast::Node| {
+            let counter = Arc::clone(&counter);
+            async move {
+                let chat = node.namespace("/chat").unwrap();
+                let member = chat.connect(move |_| {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                });
+                member.join("news").unwrap();
+                // The member is there as long as its node.
+                std::future::pending::<()>().await;
+            }
+        };
+        Cluster::builder().nodes(3).seed(7).application(application).run(async |cluster: &mut Cluster| {
+            cluster.partition([0], [1, 2]).await;
+            cluster.sleep(Duration::from_secs(2)).await;
+            let receipt = cluster
+                .on(0, |node| async move {
+                    let chat = node.namespace("/chat").unwrap();
+                    chat.to("news").emit("written during the split").unwrap()
+                })
+                .await;
+            assert_eq!((receipt.targeted, receipt.queued), (2, 2));
+            assert_eq!(got.load(Ordering::Relaxed), 1, "only the member here has it");
+            cluster.heal().await;
+            let all = Duration::from_secs(10);
+            cluster.eventually(all, async |_| got.load(Ordering::Relaxed) == 3).await;
+            // A node that restarts runs the application again.
+            cluster.restart(2).await;
+            cluster.converged(all).await;
+            let size = cluster.on(0, |node| async move {
+                *node.namespace("/chat").unwrap().room_size("news").await.unwrap()
+            });
+            assert_eq!(size.await, 3);
+        });
+    }
+}
