@@ -5,6 +5,7 @@
 //! * [`chat`]: nodes of the example, each in a process of its own.
 //! * [`client`]: clients of the official JavaScript library.
 //! * [`gate`]: a socket that can be cut, or slow.
+//! * [`netns`]: network namespaces, links that go down, one-way cuts.
 //! * [`process`]: programs whose output is kept, and which end with the test.
 //! * [`recorder`]: a sink that records numbered messages and checks order, repeats and losses.
 //! * [`logs`]: what each node logged.
@@ -20,6 +21,7 @@ pub mod client;
 pub mod cluster;
 pub mod gate;
 pub mod logs;
+pub mod netns;
 pub mod process;
 pub mod raw;
 pub mod recorder;
