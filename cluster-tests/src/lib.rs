@@ -8,6 +8,7 @@
 //! * [`netns`]: network namespaces, links that go down, one-way cuts.
 //! * [`process`]: programs whose output is kept, and which end with the test.
 //! * [`recorder`]: a sink that records numbered messages and checks order, repeats and losses.
+//! * [`heal`]: what the heal report notes and what follows from it.
 //! * [`logs`]: what each node logged.
 //! * [`raw`]: a peer with the right secret that says what a test wants, in any order.
 //! * [`requirement`]: what some tests need beyond Rust, and what happens where it is missing.
@@ -20,6 +21,7 @@ pub mod chat;
 pub mod client;
 pub mod cluster;
 pub mod gate;
+pub mod heal;
 pub mod logs;
 pub mod netns;
 pub mod process;

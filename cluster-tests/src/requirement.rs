@@ -70,7 +70,8 @@ pub fn namespaces() -> Option<()> {
     )
 }
 
-fn in_path(names: &[&str]) -> Option<PathBuf> {
+/// The first program of one of these names in the folders of `PATH`.
+pub fn in_path(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
     let files = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
