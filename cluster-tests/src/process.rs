@@ -58,6 +58,11 @@ impl Process {
         lock(&self.printed).out.get(from..).unwrap_or_default().to_vec()
     }
 
+    /// The rest of the newest line of standard output that begins with `start`.
+    pub fn newest(&self, start: &str) -> Option<String> {
+        lock(&self.printed).out.iter().rev().find_map(|line| line.strip_prefix(start).map(str::to_owned))
+    }
+
     /// Waits for a line of standard output that begins with `start`, and returns the rest of it.
     ///
     /// # Panics

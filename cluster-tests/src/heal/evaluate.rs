@@ -1,6 +1,7 @@
 //! What follows from the notes of all nodes. Pure.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use crate::heal::record::Record;
 
@@ -76,12 +77,13 @@ impl Verdict {
     }
 }
 
-/// How long it took from `start` to the first sign at one of the nodes `at`, in microseconds, and the sign.
-pub fn noticed<'a>(lives: &'a [Life], at: &[&str], start: u64) -> Option<(u64, &'a str)> {
+/// How long it took from the start of `span` to the first sign in it at one of the nodes `at`, in microseconds, and the
+/// sign.
+pub fn noticed<'a>(lives: &'a [Life], at: &[&str], span: Range<u64>) -> Option<(u64, &'a str)> {
     let signs =
         recorded(lives).filter(|(life, _)| at.contains(&&*life.node)).flat_map(|(_, record)| &record.signs);
-    let after = signs.filter(|(when, _)| *when >= start).min_by_key(|(when, _)| *when);
-    after.map(|(when, what)| (when - start, &**what))
+    let after = signs.filter(|(when, _)| span.contains(when)).min_by_key(|(when, _)| *when);
+    after.map(|(when, what)| (when - span.start, &**what))
 }
 
 /// How long it took from `end` until a message that was sent after it had come from every run that stayed to every
@@ -160,9 +162,9 @@ mod tests {
         let a = life("a", 9, &["b.1"], &[(0, 3, 3), (0, 4, 9), (0, 7, 11)]);
         let b = life("b", 9, &["a.1"], &[(0, 8, 8)]);
         let lives = [a.clone(), b.clone()];
-        assert_eq!(noticed(&lives, &["b"], 4), Some((1, "b early")));
-        assert_eq!(noticed(&lives, &["a", "b"], 6), Some((3, "a late")));
-        assert_eq!(noticed(&lives, &["a"], 10), None);
+        assert_eq!(noticed(&lives, &["b"], 4..9), Some((1, "b early")));
+        assert_eq!(noticed(&lives, &["a", "b"], 6..10), Some((3, "a late")));
+        assert_eq!(noticed(&lives, &["a"], 6..9), None);
         // What was sent before the end and comes late does not count.
         assert_eq!(healed(&lives, 6), Some(5));
         assert_eq!(healed(&lives, 8), None);

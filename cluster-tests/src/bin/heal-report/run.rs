@@ -11,9 +11,9 @@ use crate::options::{Fault, System};
 use crate::stage::{NODES, Programs, Stage, VICTIM};
 use crate::{BoxError, needs_pods};
 
-/// How long messages flow before the fault, and after it has healed.
+/// How long messages flow before the fault, and after it has healed: who notices later than that never does.
 const BEFORE: Duration = Duration::from_secs(2);
-const AFTER: Duration = Duration::from_secs(1);
+const AFTER: Duration = Duration::from_secs(8);
 /// How long healing may take. TCP that met a cut of 60 s tries again up to 42 s after it.
 const HEAL_LIMIT: Duration = Duration::from_secs(90);
 
@@ -71,13 +71,13 @@ async fn one(system: System, fault: Fault, programs: &Programs, in_pods: bool) -
     // That it does not heal is a result: the notes say so.
     let _ = stage.flows_since(played.end, HEAL_LIMIT).await;
     sleep(AFTER).await;
-    stage.quiet().await;
+    let stopped = stage.quiet().await;
     let mut lives = played.lives;
     for seat in &mut stage.nodes {
         let (node, run, from) = (seat.node().to_owned(), seat.run(), seat.from);
         lives.push(Life { node, run, from, until: None, record: seat.leave().await? });
     }
-    let sign = noticed(&lives, &played.witnesses, played.start);
+    let sign = noticed(&lives, &played.witnesses, played.start..stopped);
     let what = sign.map_or("nothing", |(_, what)| what);
     eprintln!("{}: {}: first sign: {what}", system.title(), fault.title());
     Ok(Outcome {

@@ -90,8 +90,7 @@ impl Seat {
 
     /// How many messages have come, and when the newest of `run` was sent.
     fn progress(&self, run: &str) -> (u64, u64) {
-        let lines = self.process.as_ref().map(|process| process.lines_from(0)).unwrap_or_default();
-        let last = lines.iter().rev().find_map(|line| line.strip_prefix("progress ")).unwrap_or_default();
+        let last = self.process.as_ref().and_then(|process| process.newest("progress ")).unwrap_or_default();
         let mut words = last.split(' ');
         let count = words.next().and_then(|count| count.parse().ok()).unwrap_or_default();
         let newest = words.filter_map(|word| word.split_once('=')).find(|(of, _)| *of == run);
@@ -179,8 +178,9 @@ impl Stage {
         self.until(flows, limit).await.ok_or_else(|| format!("see messages flow within {limit:?}").into())
     }
 
-    /// Stops all traffic, and waits for what is under way.
-    pub(crate) async fn quiet(&self) {
+    /// Stops all traffic, and waits for what is under way. Returns when it was stopped.
+    pub(crate) async fn quiet(&self) -> u64 {
+        let stopped = micros();
         for process in self.nodes.iter().filter_map(|seat| seat.process.as_ref()) {
             process.write("quiet").await;
             process.line("quiet").await;
@@ -196,6 +196,7 @@ impl Stage {
         };
         // What comes later than that is lost to whoever waits for it.
         let _ = self.until(still, STILL_LIMIT).await;
+        stopped
     }
 
     /// Waits for a condition; none when it does not hold in time.
