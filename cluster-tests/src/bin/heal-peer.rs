@@ -54,13 +54,21 @@ async fn run_redis(book: &Book, broker: &str) -> Result<(), BoxError> {
 }
 
 async fn run_fred(book: &Book, broker: &str) -> Result<(), BoxError> {
-    use fred::prelude::{Builder, ClientLike, Config, EventInterface, ReconnectPolicy};
+    use fred::prelude::{Builder, ClientLike, Config, EventInterface, PubsubInterface, ReconnectPolicy};
 
     let config = Config::from_url(&format!("redis://{broker}?protocol=resp3"))?;
     let client = Builder::from_config(config)
         .set_policy(ReconnectPolicy::new_exponential(0, 100, 2_000, 2))
         .build_subscriber_client()?;
-    let _resubscribe = client.manage_subscriptions();
+    // Its own task for this subscribes to no channels, too, where there are none, and the answer to that breaks others.
+    let again = client.clone();
+    let _resubscribe = client.on_reconnect(move |_| {
+        let again = again.clone();
+        async move {
+            let channels: Vec<_> = again.tracked_shard_channels().into_iter().collect();
+            if channels.is_empty() { Ok(()) } else { again.ssubscribe(channels).await }
+        }
+    });
     let noted = book.clone();
     let _errors = client.on_error(move |(error, _)| {
         noted.sign(format!("fred: {error}"));

@@ -57,8 +57,13 @@ pub(crate) async fn all(
             continue;
         }
         eprintln!("{}: {}", system.title(), fault.title());
-        let outcome = one(system, *fault, programs, in_pods).await;
-        let outcome = outcome.map_err(|error| format!("failed to {error}"));
+        // A task of its own: what goes wrong in one fault costs that row.
+        let (fault, programs) = (*fault, programs.clone());
+        let played = tokio::spawn(async move { one(system, fault, &programs, in_pods).await }).await;
+        let outcome = match played {
+            Ok(outcome) => outcome.map_err(|error| format!("failed to {error}")),
+            Err(_) => Err("failed; what was printed on standard error says why".into()),
+        };
         rows.push(Row { system: system.title(), fault: fault.title(), outcome });
     }
     rows
