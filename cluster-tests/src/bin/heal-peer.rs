@@ -46,7 +46,7 @@ async fn main() {
 }
 
 async fn run_redis(book: &Book, broker: &str) -> Result<(), BoxError> {
-    let client = redis::Client::open(format!("redis://{broker}?protocol=RESP3"))?;
+    let client = redis::Client::open(format!("redis://{broker}?protocol=resp3"))?;
     let adapter = RedisAdapterCtr::new_with_redis(&client).await?;
     let (_, io) = SocketIo::builder().with_adapter::<RedisAdapter<_>>(adapter).build_svc();
     io.ns("/", async |socket: SocketRef<RedisAdapter<_>>| socket.join(ROOM)).await?;
