@@ -33,7 +33,7 @@ pub(crate) struct Options {
 pub(crate) const HELP: &str = "\
 heal-report: the same faults for roomcast and for brokers, as a table
 
-  --system NAME  only this system: roomcast, redis, fred, nats; may be repeated
+  --system NAME  only this system: roomcast, redis, nats, or fred (which does not work yet); may be repeated
   --fault NAME   only this fault: kill, cut-short, cut, cut-long, freeze, restart; may be repeated
   --quick        cuts of 1, 3 and 8 s instead of 2, 10 and 60 s
 
@@ -136,7 +136,8 @@ impl Options {
             return Err(format!("no fault {name:?}; --help lists them"));
         }
         if systems.is_empty() {
-            systems = System::ALL.into();
+            // Through fred no message has come yet, on a Redis without a cluster: for whoever wants to look into it.
+            systems = System::ALL.into_iter().filter(|system| *system != System::Fred).collect();
         }
         let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
         let faults = known.into_iter().filter(|(name, _)| wanted(name)).collect();
@@ -155,7 +156,7 @@ mod tests {
     #[test]
     fn what_is_asked_for() {
         let all = parse("").unwrap().unwrap();
-        assert_eq!((all.systems.len(), all.faults.len()), (4, 6));
+        assert_eq!((all.systems.len(), all.faults.len()), (3, 6));
         let some = parse("--system nats --quick --fault cut-long --fault kill").unwrap().unwrap();
         assert_eq!(some.systems, [System::Nats]);
         assert_eq!(some.faults, [("kill", Fault::Kill), ("cut-long", Fault::Cut(Duration::from_secs(8)))]);
