@@ -40,6 +40,10 @@ bench-registry:
 bench-settled:
     cargo bench -p cluster-tests --bench settled
 
+# The same faults for roomcast and, where they are installed, Redis and NATS: five minutes, as a table.
+heal-report:
+    cargo run --release -p cluster-tests --bin heal-report
+
 # Three nodes in one process, with a chat page on each.
 chat:
     cargo run --release --example chat

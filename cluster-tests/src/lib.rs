@@ -6,8 +6,10 @@
 //! * [`client`]: clients of the official JavaScript library.
 //! * [`gate`]: a socket that can be cut, or slow.
 //! * [`harness`]: clusters on simulated and on real ground.
+//! * [`netns`]: network namespaces, links that go down, one-way cuts.
 //! * [`process`]: programs whose output is kept, and which end with the test.
 //! * [`recorder`]: a sink that records numbered messages and checks order, repeats and losses.
+//! * [`heal`]: what the heal report notes and what follows from it.
 //! * [`logs`]: what each node logged.
 //! * [`raw`]: a peer with the right secret that says what a test wants, in any order.
 //! * [`requirement`]: what some tests need beyond Rust, and what happens where it is missing.
@@ -21,7 +23,9 @@ pub mod client;
 pub mod cluster;
 pub mod gate;
 pub mod harness;
+pub mod heal;
 pub mod logs;
+pub mod netns;
 pub mod process;
 pub mod raw;
 pub mod recorder;

@@ -58,6 +58,11 @@ impl Process {
         lock(&self.printed).out.get(from..).unwrap_or_default().to_vec()
     }
 
+    /// The rest of the newest line of standard output that begins with `start`.
+    pub fn newest(&self, start: &str) -> Option<String> {
+        lock(&self.printed).out.iter().rev().find_map(|line| line.strip_prefix(start).map(str::to_owned))
+    }
+
     /// Waits for a line of standard output that begins with `start`, and returns the rest of it.
     ///
     /// # Panics
@@ -122,9 +127,17 @@ impl Process {
     /// # Panics
     /// When it has ended already.
     pub async fn terminate(&self) {
+        self.signal("TERM").await;
+    }
+
+    /// Sends a signal by its name, for example `STOP` to freeze it and `CONT` to let it go on.
+    ///
+    /// # Panics
+    /// When it has ended already.
+    pub async fn signal(&self, signal: &str) {
         let id = self.child.id().expect("it runs").to_string();
         // Built into every shell; not every system has it as a program.
-        let status = Command::new("sh").args(["-c", "kill -TERM $0", &id]).status().await;
+        let status = Command::new("sh").args(["-c", "kill -$1 $0", &id, signal]).status().await;
         assert!(status.is_ok_and(|status| status.success()), "failed to signal {}", self.name);
     }
 
@@ -199,19 +212,21 @@ fn build(kind: &str, name: &str, more: &[&str]) -> PathBuf {
         None | Some("debug") => "dev",
         Some(name) => name,
     };
+    // The whole workspace, because `cargo test --workspace` builds it with the same features: nothing is left to do.
+    let built = build_to(target, kind, name, &[&["--workspace", "--profile", profile], more].concat());
+    built.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Builds a program of the kind `bin` or `example` of this workspace into a target folder, with these arguments to
+/// `cargo build`. Blocks while cargo runs.
+///
+/// # Errors
+/// When cargo fails; what it says is in the error.
+pub fn build_to(target: &Path, kind: &str, name: &str, more: &[&str]) -> Result<PathBuf, String> {
     let mut cargo = std::process::Command::new(env!("CARGO"));
     cargo
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-        // The whole workspace, because `cargo test --workspace` builds it with the same features: nothing is left to do.
-        .args([
-            "build",
-            "--workspace",
-            &format!("--{kind}"),
-            name,
-            "--profile",
-            profile,
-            "--message-format=json",
-        ])
+        .args(["build", &format!("--{kind}"), name, "--message-format=json"])
         .args(more)
         .arg("--target-dir")
         .arg(target);
@@ -222,15 +237,17 @@ fn build(kind: &str, name: &str, more: &[&str]) -> PathBuf {
             cargo.env_remove(variable);
         }
     }
-    let output = cargo.output().expect("cargo starts");
+    let output = cargo.output().map_err(|error| format!("failed to start cargo: {error}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "failed to build the {kind} {name}: {said}");
+    if !output.status.success() {
+        return Err(format!("failed to build the {kind} {name}: {said}"));
+    }
     let messages = output.stdout.split(|byte| *byte == b'\n');
     let executable = messages.filter_map(|line| serde_json::from_slice(line).ok()).find_map(|line: Value| {
         let is_ours = line["target"]["name"] == name && line["target"]["kind"][0] == kind;
         line["executable"].as_str().filter(|_| is_ours).map(PathBuf::from)
     });
-    executable.unwrap_or_else(|| panic!("cargo names no program of the {kind} {name}: {said}"))
+    executable.ok_or_else(|| format!("cargo names no program of the {kind} {name}: {said}"))
 }
 
 #[cfg(test)]

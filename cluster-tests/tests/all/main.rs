@@ -18,6 +18,7 @@ mod healing;
 mod hostile;
 mod links;
 mod lives;
+mod netns;
 mod operations;
 mod operations_js;
 mod order;
