@@ -6,6 +6,7 @@
 //! * [`client`]: clients of the official JavaScript library.
 //! * [`gate`]: a socket that can be cut, or slow.
 //! * [`harness`]: clusters on simulated and on real ground.
+//! * [`netns`]: network namespaces, links that go down, one-way cuts.
 //! * [`process`]: programs whose output is kept, and which end with the test.
 //! * [`recorder`]: a sink that records numbered messages and checks order, repeats and losses.
 //! * [`logs`]: what each node logged.
@@ -22,6 +23,7 @@ pub mod cluster;
 pub mod gate;
 pub mod harness;
 pub mod logs;
+pub mod netns;
 pub mod process;
 pub mod raw;
 pub mod recorder;

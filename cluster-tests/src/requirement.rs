@@ -1,8 +1,11 @@
-//! What some tests need beyond Rust: Node.js, packages from npm, a browser.
+//! What some tests need beyond Rust: Node.js, packages from npm, a browser, network namespaces.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::netns::Net;
 
 /// The folder with the JavaScript of the tests and its packages.
 pub const JS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/js");
@@ -49,6 +52,22 @@ pub fn node() -> Option<PathBuf> {
 pub fn chromium() -> Option<PathBuf> {
     let names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
     require("chromium", "install it, for example the package chromium of Debian", in_path(&names))
+}
+
+/// Root and iproute2, on a machine that lets a process make network namespaces ([`netns`](crate::netns)), as
+/// [`require`].
+///
+/// # Panics
+/// As [`require`].
+pub fn namespaces() -> Option<()> {
+    static WORKS: OnceLock<bool> = OnceLock::new();
+    // Tried: a container may have root without the right to this, or a kernel without bridges.
+    let works = *WORKS.get_or_init(|| Net::new("try", "10.0.0.0/24").and_then(|net| net.add()).is_ok());
+    require(
+        "root, iproute2 and the right to make network namespaces",
+        "run it as root, with the package iproute2 of Debian",
+        works.then_some(()),
+    )
 }
 
 fn in_path(names: &[&str]) -> Option<PathBuf> {

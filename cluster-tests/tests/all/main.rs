@@ -17,6 +17,7 @@ mod fronts;
 mod hostile;
 mod links;
 mod lives;
+mod netns;
 mod operations;
 mod operations_js;
 mod order;
