@@ -67,7 +67,7 @@ pub struct Settings {
 }
 
 /// What happens to the packets from one node to another.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rule {
     /// None arrives.
     pub cut: bool,
