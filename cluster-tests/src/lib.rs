@@ -31,6 +31,8 @@ pub mod requirement;
 pub mod wait;
 
 pub use cluster::{Live, Seat, Seeds, Setup};
+pub use harness::builder::{ClusterBuilder, SeedNodes};
+pub use harness::cluster::Cluster;
 pub use raw::{RawLink, RawPeer};
 pub use recorder::{Recorder, probe, stamp};
 pub use wait::eventually;

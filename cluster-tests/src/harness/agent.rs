@@ -14,6 +14,9 @@ use super::history::What;
 /// The namespace of the member.
 pub const NAMESPACE: &str = "/agent";
 
+/// How the record of a message begins that no agent emitted.
+pub(super) const STRANGE: &str = "a message that nobody emitted";
+
 /// Takes what happened, with the time that the ground has.
 pub type Record = Arc<dyn Fn(What) + Send + Sync>;
 
@@ -22,6 +25,8 @@ pub struct Agent {
     node: Node,
     member: Member,
     record: Record,
+    /// How many joins were recorded.
+    joins: u64,
     emitter: Arc<Emitter>,
     traffic: Option<JoinHandle<()>>,
     events: JoinHandle<()>,
@@ -42,13 +47,13 @@ impl Agent {
         let heard = Arc::clone(&record);
         let member = ns.connect(move |message: Bytes| match unstamp(&message) {
             Some((from, run, number)) => heard(What::Delivered { from, run, number }),
-            None => heard(What::Event(format!("a message that nobody emitted: {message:?}"))),
+            None => heard(What::Event(format!("{STRANGE}: {message:?}"))),
         });
         let emitter =
             Emitter { node: node.clone(), number: Mutex::new(0), index, record: Arc::clone(&record) };
         record(What::Started);
         let events = tokio::spawn(record_events(node.events(), Arc::clone(&record)));
-        Self { node, member, record, emitter: Arc::new(emitter), traffic: None, events }
+        Self { node, member, record, joins: 0, emitter: Arc::new(emitter), traffic: None, events }
     }
 
     /// The node.
@@ -69,9 +74,10 @@ impl Agent {
             }
             Ask::Settle => {
                 let (settled, record) = (self.member.settled(), Arc::clone(&self.record));
+                let joins = self.joins;
                 tokio::spawn(async move {
                     settled.await;
-                    record(What::Settled);
+                    record(What::Settled { joins });
                 });
             }
             Ask::Emit(room, count, bytes) => (0..count).for_each(|_| self.emitter.emit(&room, bytes)),
@@ -95,9 +101,10 @@ impl Agent {
         Answer::Done
     }
 
-    fn join(&self, room: String) {
+    fn join(&mut self, room: String) {
         self.member.join(&room).expect("a short name");
         (self.record)(What::Joined(room));
+        self.joins += 1;
     }
 
     fn quiet(&mut self) {

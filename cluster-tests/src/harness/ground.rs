@@ -9,6 +9,7 @@ use roomcast::status::Report;
 use serde::{Deserialize, Serialize};
 
 use super::history::History;
+use super::sim::Simulated;
 
 /// The ground of a cluster. Nodes are counted from 0. Every future is driven by the ground itself: on simulated ground it
 /// is ready when it is first polled.
@@ -32,6 +33,10 @@ pub trait Ground {
     async fn readdress(&mut self, node: usize);
     /// The address of a node: where it listens and is dialled.
     fn address(&self, node: usize) -> SocketAddr;
+    /// How others are told of a node: its address, or a name that stays when the address changes.
+    fn seed(&self, node: usize) -> String {
+        self.address(node).to_string()
+    }
     /// Asks the agent of a running node. None when it does not answer: it does not run, or is frozen.
     async fn ask(&mut self, node: usize, ask: Ask) -> Option<Answer>;
     /// Lets time pass.
@@ -40,6 +45,10 @@ pub trait Ground {
     fn now(&self) -> Duration;
     /// What was recorded so far.
     fn history(&mut self) -> &mut History;
+    /// The simulated ground, where this is it: for what only that can do.
+    fn simulated(&mut self) -> Option<&mut Simulated> {
+        None
+    }
 }
 
 /// What a node is started with.

@@ -34,8 +34,11 @@ pub enum What {
     Fault(String),
     /// The member joined a room.
     Joined(String),
-    /// All joins so far are known everywhere.
-    Settled,
+    /// Joins are known everywhere.
+    Settled {
+        /// How many: the first so many that this run recorded.
+        joins: u64,
+    },
     /// The member left a room.
     Quit(String),
     /// A message was emitted.

@@ -2,8 +2,20 @@
 //!
 //! * [`ground`]: what a cluster stands on, and what both grounds can do.
 //! * [`agent`]: what runs beside each node: one member that joins, emits and records.
-//! * [`history`]: the record.
+//! * [`builder`], [`cluster`]: the cluster as a test sees it.
+//! * [`check`]: what must hold of the record, and of the nodes when all is well again.
+//! * [`dice`]: what a rule of the network does to one packet.
+//! * [`history`], [`story`]: the record, and the record in words.
+//! * [`scenarios`]: what a cluster has to survive.
+//! * [`sim`]: simulated ground.
 
 pub mod agent;
+pub mod builder;
+pub mod check;
+pub mod cluster;
+pub mod dice;
 pub mod ground;
 pub mod history;
+pub mod scenarios;
+pub mod sim;
+pub mod story;

@@ -28,5 +28,6 @@ mod rooms;
 mod seeds;
 mod servers;
 mod settled;
+mod sim;
 mod sockets;
 mod trust;

@@ -1,0 +1,236 @@
+//! What must hold of a history, whatever was done to the cluster, and of the status of its nodes when all is well again.
+//! Pure.
+//!
+//! Of the history ([`history`]):
+//!
+//! 1. **No duplicate, nothing invented.** A run gets each message of a run at most once, and only what was emitted, to a
+//!    room that it joined.
+//! 2. **Order.** Messages of one run come to each other run in the order in which they were emitted.
+//! 3. **No miss outside counted gaps.** A message that was emitted to a room when the receiver had the room settled and
+//!    the emitter had a queue for the receiver is delivered; or it was dropped with a reason in its receipt; or a gap
+//!    between the two was reported, of at least so many frames. Where the receiver or the emitter ended, or the receiver left
+//!    the room, the last messages may be missing, none before one that came. The member of the emitting run itself gets all.
+//!
+//! Of the status ([`convergence`]):
+//!
+//! 4. **No ghosts.** Each node lists exactly the running nodes with their newest runs, all live and linked, and has links
+//!    to no other run. Who does not run may still be listed as dead.
+//! 5. **Interest is equal.** Of each peer a node holds the newest version of its interest, knows that the peer holds its own,
+//!    and holds as many rooms of it as everyone else does.
+
+mod runs;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use roomcast::status::Report;
+
+use super::history::History;
+use runs::{Emit, RunKey, Runs, Window};
+
+/// At most so many numbers are named in one complaint.
+const NAMED: usize = 10;
+
+/// What is wrong with a history, in words; empty when all holds. `ids` are the ids of the nodes by their index.
+pub fn history(history: &History, ids: &[String]) -> Vec<String> {
+    let runs = Runs::read(history, ids);
+    let mut wrong = Vec::new();
+    wrong.extend(runs.strange.iter().cloned());
+    for (receiver, run) in &runs.runs {
+        for (sender, numbers) in &run.delivered {
+            wrong.extend(once_in_order_and_emitted(&runs, *receiver, *sender, numbers));
+        }
+        wrong.extend(own_member_gets_all(&runs, *receiver));
+        for sender in runs.runs.keys().filter(|sender| *sender != receiver) {
+            wrong.extend(no_miss(&runs, *sender, *receiver));
+        }
+    }
+    wrong
+}
+
+/// Rules 1 and 2.
+fn once_in_order_and_emitted(runs: &Runs, receiver: RunKey, sender: RunKey, numbers: &[u64]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let (to, from) = (runs.name(receiver), runs.name(sender));
+    let distinct: BTreeSet<u64> = numbers.iter().copied().collect();
+    if distinct.len() < numbers.len() {
+        let twice: Vec<u64> =
+            distinct.iter().copied().filter(|number| times(numbers, *number) > 1).take(NAMED).collect();
+        wrong.push(format!("duplicate: {to} got messages of {from} more than once: {twice:?}"));
+    }
+    if let Some(pair) = numbers.windows(2).find(|pair| pair[1] < pair[0]) {
+        wrong.push(format!("order: {to} got message {} of {from} after message {}", pair[1], pair[0]));
+    }
+    let Some(source) = runs.runs.get(&sender) else {
+        return vec![format!("invented: {to} got messages of a run that never was: {sender:?}")];
+    };
+    let joined = &runs.runs[&receiver].windows;
+    for number in distinct {
+        match source.emits.get(&number) {
+            Some(emit) if joined.contains_key(&emit.room) => {}
+            Some(emit) => {
+                wrong.push(format!(
+                    "invented: {to} got message {number} of {from}, and never joined {}",
+                    emit.room
+                ));
+            }
+            // It may have been emitted a moment before the kill, and its record be lost with the process.
+            None if source.killed && number > source.last_emitted() => {}
+            None => {
+                wrong.push(format!("invented: {to} got message {number} of {from}, which was never emitted"))
+            }
+        }
+    }
+    wrong
+}
+
+fn times(numbers: &[u64], wanted: u64) -> usize {
+    numbers.iter().filter(|number| **number == wanted).count()
+}
+
+/// Rule 3, of the member on the emitting node.
+fn own_member_gets_all(runs: &Runs, key: RunKey) -> Option<String> {
+    let run = &runs.runs[&key];
+    let got: BTreeSet<u64> = run.delivered.get(&key).into_iter().flatten().copied().collect();
+    let in_room = |emit: &&Emit| {
+        let windows = run.windows.get(&emit.room).map_or(&[][..], Vec::as_slice);
+        windows.iter().any(|window| {
+            window.joined < emit.place && window.quit.is_none_or(|quit| emit.place < quit.place)
+        })
+    };
+    let missing: Vec<u64> = run
+        .emits
+        .values()
+        .filter(in_room)
+        .map(|emit| emit.number)
+        .filter(|number| !got.contains(number))
+        .collect();
+    let named = &missing[..missing.len().min(NAMED)];
+    (!missing.is_empty()).then(|| format!("miss: the member of {} itself missed {named:?}", runs.name(key)))
+}
+
+/// Rule 3, of one run that emitted and one that should have got it.
+fn no_miss(runs: &Runs, sender: RunKey, receiver: RunKey) -> Option<String> {
+    let (source, target) = (&runs.runs[&sender], &runs.runs[&receiver]);
+    let got: BTreeSet<u64> = target.delivered.get(&sender).into_iter().flatten().copied().collect();
+    let may_end = source.end.is_some() || target.end.is_some();
+    let peer = (runs.id(receiver).to_owned(), receiver.1);
+    let mut missing = Vec::new();
+    for (room, windows) in &target.windows {
+        for window in windows {
+            let meant: Vec<&Emit> = source
+                .emits
+                .values()
+                .filter(|emit| emit.room == *room && emit.peers.contains(&peer) && is_meant(window, emit))
+                .collect();
+            let last = meant.iter().map(|emit| emit.number).filter(|number| got.contains(number)).max();
+            let ends = may_end || window.quit.is_some();
+            missing.extend(
+                meant
+                    .iter()
+                    .filter(|emit| !got.contains(&emit.number) && !emit.dropped.contains(&peer.0))
+                    .map(|emit| emit.number)
+                    .filter(|number| !ends || last.is_some_and(|last| *number < last)),
+            );
+        }
+    }
+    let counted = runs.counted(sender, receiver);
+    if missing.len() as u64 <= counted {
+        return None;
+    }
+    missing.sort_unstable();
+    Some(format!(
+        "miss: {} missed {} messages of {}, {} were counted as lost; the first are {:?}",
+        runs.name(receiver),
+        missing.len(),
+        runs.name(sender),
+        counted,
+        &missing[..missing.len().min(NAMED)]
+    ))
+}
+
+/// Whether the room was settled when the message was emitted.
+fn is_meant(window: &Window, emit: &Emit) -> bool {
+    window.settled.is_some_and(|settled| settled < emit.at)
+        && window.quit.is_none_or(|quit| emit.at < quit.at)
+}
+
+/// What keeps the nodes from being one cluster, in words; empty when they are. `reports` are those of the nodes that run,
+/// by their ids. Rules 4 and 5.
+pub fn convergence(reports: &BTreeMap<String, Report>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (id, report) in reports {
+        wrong.extend(ghosts(reports, id, report));
+        for link in &report.links {
+            let Some(peer) = reports.get(&link.peer) else { continue };
+            let (held, own) = (link.interest_version_held, peer.interest.version);
+            if held != own {
+                wrong.push(format!(
+                    "{id} holds version {held} of the interest of {}, which is at {own}",
+                    link.peer
+                ));
+            }
+            let (acknowledged, own) = (link.interest_version_acknowledged, report.interest.version);
+            if acknowledged != own {
+                wrong.push(format!(
+                    "{} acknowledged version {acknowledged} of {id}, which is at {own}",
+                    link.peer
+                ));
+            }
+        }
+    }
+    wrong.extend(unequal_rooms(reports));
+    wrong
+}
+
+/// Rule 4.
+fn ghosts(reports: &BTreeMap<String, Report>, id: &str, report: &Report) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if let Some(conflict) = &report.conflict {
+        wrong.push(format!("{id} is refused: {conflict}"));
+    }
+    if !report.live {
+        wrong.push(format!("{id} says that it is not live"));
+    }
+    let listed: BTreeMap<&str, _> = report.members.iter().map(|member| (&*member.id, member)).collect();
+    for (peer, running) in reports {
+        match listed.get(&**peer) {
+            None => wrong.push(format!("{id} does not list {peer}")),
+            Some(member) if member.incarnation != running.node.incarnation => {
+                wrong.push(format!("{id} lists an old run of {peer}"));
+            }
+            Some(member) if member.state != "live" || !member.linked => {
+                let linked = if member.linked { "linked" } else { "not linked" };
+                wrong.push(format!("{id} lists {peer} as {} and {linked}", member.state));
+            }
+            Some(_) => {}
+        }
+        let up = report.links.iter().any(|link| link.peer == *peer && link.state == "up");
+        if peer != id && !up {
+            wrong.push(format!("{id} has no link to {peer} that is up"));
+        }
+    }
+    for member in report.members.iter().filter(|member| !reports.contains_key(&member.id)) {
+        if member.state != "dead" {
+            wrong.push(format!("{id} lists {} as {}, and it does not run", member.id, member.state));
+        }
+    }
+    for link in &report.links {
+        if reports.get(&link.peer).is_none_or(|peer| peer.node.incarnation != link.incarnation) {
+            wrong.push(format!("{id} keeps something for a run of {} that is over", link.peer));
+        }
+    }
+    wrong
+}
+
+/// Rule 5: everyone holds as many rooms of a node as the others do.
+fn unequal_rooms(reports: &BTreeMap<String, Report>) -> Vec<String> {
+    let mut held: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+    for link in reports.values().flat_map(|report| &report.links) {
+        held.entry(&link.peer).or_default().insert(link.rooms);
+    }
+    let unequal = held.into_iter().filter(|(_, counts)| counts.len() > 1);
+    unequal.map(|(id, counts)| format!("of {id} different numbers of rooms are held: {counts:?}")).collect()
+}
+
+#[cfg(test)]
+mod tests;
