@@ -24,6 +24,7 @@ mod order;
 mod people;
 mod plain;
 mod pure;
+mod real;
 mod rooms;
 mod seeds;
 mod servers;

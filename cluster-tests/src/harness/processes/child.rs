@@ -31,6 +31,8 @@ pub(super) struct Child {
     readers: Vec<JoinHandle<()>>,
     /// Whether the test has stopped it.
     pub(super) frozen: bool,
+    /// Answers that it owes from when it was frozen.
+    owed: usize,
 }
 
 /// What a process printed beside what it was asked for.
@@ -66,7 +68,7 @@ impl Child {
             std::thread::spawn(move || keep(err, &noted)),
         ];
         let input = process.stdin.take();
-        Self { name, process, input, answers, printed, readers, frozen: false }
+        Self { name, process, input, answers, printed, readers, frozen: false, owed: 0 }
     }
 
     /// Says a line to it.
@@ -91,6 +93,18 @@ impl Child {
             Err(mpsc::RecvTimeoutError::Timeout) => self.fail(&format!("did not answer in {DEADLINE:?}")),
             Err(mpsc::RecvTimeoutError::Disconnected) => self.fail("ended without an answer"),
         }
+    }
+
+    /// The answer to what it was told last; those before it are taken, too. None when it is frozen.
+    pub(super) fn answer_unless_frozen(&mut self) -> Option<Answer> {
+        if self.frozen {
+            self.owed += 1;
+            return None;
+        }
+        for _ in 0..std::mem::take(&mut self.owed) {
+            self.answer();
+        }
+        Some(self.answer())
     }
 
     /// Checks that it runs and has said nothing but what it should.

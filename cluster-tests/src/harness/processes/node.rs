@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 use super::clock::Clock;
 use super::wire::{Order, Said, Start};
 use crate::gate::Gate;
-use crate::harness::agent::Agent;
+use crate::harness::agent::{Agent, Record};
 use crate::harness::ground::Answer;
 use crate::harness::history::{Entry, What};
 
@@ -61,8 +61,9 @@ async fn run() -> Result<(), String> {
         .await
         .map_err(|error| format!("start: {error}"))?;
     let (out, writer) = Out::open(Clock::of(start.begun_us), start.index, node.incarnation().0);
-    let recorder = Arc::clone(&out);
-    let mut agent = Agent::new(node.clone(), start.index, Arc::new(move |what| recorder.entry(what)));
+    let (clock, recorder) = (out.clock, Arc::clone(&out));
+    let record = Record::new(move || clock.now(), move |what| recorder.entry(what));
+    let mut agent = Agent::new(node.clone(), start.index, record);
     let mut left = false;
     while let Some(line) = next(&mut lines).await? {
         let order = serde_json::from_str(&line).map_err(|error| format!("read {line:?}: {error}"))?;
