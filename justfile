@@ -56,6 +56,14 @@ deny:
 deny-advisories:
     cargo deny check advisories
 
+# Plays one scenario of the simulation and prints its story: `just partition bridge SEED=7`; without a name it lists them.
+partition *SCENARIO:
+    cargo run -q -p cluster-tests --bin scenario -- {{SCENARIO}}
+
+# Plays every scenario with so many seeds, from the one given on: `just sim 200 1`.
+sim SEEDS="20" FIRST="1":
+    cargo run -q --release -p cluster-tests --bin scenario -- --all {{SEEDS}} {{FIRST}}
+
 # All that CI does.
 ci:
     .ci/run

@@ -16,13 +16,14 @@
 //! 4. **No ghosts.** Each node lists exactly the running nodes with their newest runs, all live and linked, and has links
 //!    to no other run. Who does not run may still be listed as dead.
 //! 5. **Interest is equal.** Of each peer a node holds the newest version of its interest, knows that the peer holds its own,
-//!    and holds as many rooms of it as everyone else does.
+//!    and holds as many rooms of it as everyone else does; where nodes tell the digest of their interest, with the same digest.
 
 mod runs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use roomcast::status::Report;
+use serde_json::{Value, json};
 
 use super::history::History;
 use runs::{Emit, RunKey, Runs, Window};
@@ -181,6 +182,9 @@ pub fn convergence(reports: &BTreeMap<String, Report>) -> Vec<String> {
         }
     }
     wrong.extend(unequal_rooms(reports));
+    if wrong.is_empty() {
+        wrong.extend(unequal_digests(reports));
+    }
     wrong
 }
 
@@ -232,6 +236,23 @@ fn unequal_rooms(reports: &BTreeMap<String, Report>) -> Vec<String> {
     }
     let unequal = held.into_iter().filter(|(_, counts)| counts.len() > 1);
     unequal.map(|(id, counts)| format!("of {id} different numbers of rooms are held: {counts:?}")).collect()
+}
+
+/// Rule 5: what is held of a node has the digest that the node itself has. Read from the status as it is sent, because a
+/// node may be too old to say it.
+fn unequal_digests(reports: &BTreeMap<String, Report>) -> Vec<String> {
+    let status: BTreeMap<&str, Value> = reports.iter().map(|(id, report)| (&**id, json!(report))).collect();
+    let mut wrong = Vec::new();
+    for (id, report) in &status {
+        for link in report["links"].as_array().into_iter().flatten() {
+            let (peer, held) = (link["peer"].as_str().unwrap_or_default(), &link["interest_digest"]);
+            let own = status.get(peer).map_or(&Value::Null, |peer| &peer["interest"]["digest"]);
+            if own.is_string() && held.is_string() && own != held {
+                wrong.push(format!("{id} holds interest of {peer} with the digest {held}, its own is {own}"));
+            }
+        }
+    }
+    wrong
 }
 
 #[cfg(test)]

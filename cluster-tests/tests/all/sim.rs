@@ -52,3 +52,52 @@ simulated!(
     clock_back,
     hundred_restarts,
 );
+
+/// An application of a user, on every node: a member that counts what it gets in its own namespace.
+mod application {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use cluster_tests::Cluster;
+
+    #[test]
+    fn an_application_goes_through_a_split() {
+        let got = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&got);
+        let application = move |node: roomcast::Node| {
+            let counter = Arc::clone(&counter);
+            async move {
+                let chat = node.namespace("/chat").unwrap();
+                let member = chat.connect(move |_| {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                });
+                member.join("news").unwrap();
+                // The member is there as long as its node.
+                std::future::pending::<()>().await;
+            }
+        };
+        Cluster::builder().nodes(3).seed(7).application(application).run(async |cluster: &mut Cluster| {
+            cluster.partition([0], [1, 2]).await;
+            cluster.sleep(Duration::from_secs(2)).await;
+            let receipt = cluster
+                .on(0, |node| async move {
+                    let chat = node.namespace("/chat").unwrap();
+                    chat.to("news").emit("written during the split").unwrap()
+                })
+                .await;
+            assert_eq!((receipt.targeted, receipt.queued), (2, 2));
+            assert_eq!(got.load(Ordering::Relaxed), 1, "only the member here has it");
+            cluster.heal().await;
+            let all = Duration::from_secs(10);
+            cluster.eventually(all, async |_| got.load(Ordering::Relaxed) == 3).await;
+            // A node that restarts runs the application again.
+            cluster.restart(2).await;
+            cluster.converged(all).await;
+            let size = cluster.on(0, |node| async move {
+                *node.namespace("/chat").unwrap().room_size("news").await.unwrap()
+            });
+            assert_eq!(size.await, 3);
+        });
+    }
+}
