@@ -40,6 +40,10 @@ bench-registry:
 bench-settled:
     cargo bench -p cluster-tests --bench settled
 
+# What a frozen peer costs the others.
+bench-isolation:
+    cargo bench -p cluster-tests --bench isolation
+
 # Three nodes in one process, with a chat page on each.
 chat:
     cargo run --release --example chat

@@ -15,6 +15,7 @@ mod examples;
 mod formation;
 mod fronts;
 mod hostile;
+mod isolation;
 mod links;
 mod lives;
 mod netns;
