@@ -47,7 +47,9 @@ async fn bench() -> Outcome<()> {
     ground.start(C, &Plan { id: "c".into(), seeds, settings: Settings::default() }).await;
     ground.ask(C, Ask::Join(ROOM.into())).await.ok_or("C does not answer")?;
     let (sender, arrivals) = channel();
-    let member = b.namespace(NAMESPACE)?.connect(move |_| drop(sender.send(Instant::now())));
+    let member = b.namespace(NAMESPACE)?.connect(move |_| {
+        let _ = sender.send(Instant::now());
+    });
     member.join(ROOM)?;
     let all_well = |node: &Node| {
         let links = Report::collect(node).links;
