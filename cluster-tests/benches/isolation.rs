@@ -74,6 +74,7 @@ async fn bench() -> Outcome<()> {
             return Err("C was not stopped".into());
         }
     }
+    until("C has caught up", || all_well(&a) && all_well(&b)).await?;
     match ground.ask(C, Ask::Report).await {
         Some(Answer::Report(report)) => println!("C got {} messages in the end", report.counters.delivered),
         _ => return Err("C does not answer".into()),
