@@ -3,13 +3,14 @@
 //! ```sh
 //! scenario                    # lists them
 //! scenario NAME [SEED=7]      # plays one and prints its story
-//! scenario --all [SEEDS=20]   # plays all with so many seeds, on all processors; prints what failed
+//! scenario --all [SEEDS=20 [FIRST=1]]   # plays all with so many seeds, on all processors; prints what failed
 //! ```
 
 use std::collections::VecDeque;
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cluster_tests::harness::scenarios::{self, Scenario};
@@ -63,7 +64,8 @@ fn play(scenario: &Scenario, seed: u64) -> ExitCode {
 fn all(seeds: u64, first: u64) -> ExitCode {
     let work = scenarios::ALL.iter().filter(|scenario| scenario.name != "thousand_restarts");
     let work = work.flat_map(|scenario| (first..first + seeds).map(move |seed| (scenario, seed)));
-    let (work, failed) = (Mutex::new(work.collect::<VecDeque<_>>()), Mutex::new(Vec::new()));
+    let work: VecDeque<_> = work.collect();
+    let (left, work, failed) = (AtomicUsize::new(work.len()), Mutex::new(work), Mutex::new(Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = || work.lock().ok()?.pop_front();
     std::thread::scope(|scope| {
@@ -71,6 +73,10 @@ fn all(seeds: u64, first: u64) -> ExitCode {
             scope.spawn(|| {
                 while let Some((scenario, seed)) = next() {
                     let good = catch_unwind(|| scenario.simulate(seed)).is_ok();
+                    let left = left.fetch_sub(1, Ordering::Relaxed) - 1;
+                    if left.is_multiple_of(100) {
+                        eprintln!("{left} left");
+                    }
                     if !good && let Ok(mut failed) = failed.lock() {
                         failed.push(format!("just partition {} SEED={seed}", scenario.name));
                     }

@@ -58,6 +58,10 @@ pub(super) async fn split_of_minutes(cluster: &mut Cluster) {
     steady(cluster).await;
     let (one, other) = sides(cluster);
     cluster.partition(one, other).await;
+    // Less of it, so that the simulation of minutes takes seconds.
+    for node in cluster.nodes() {
+        cluster.traffic(node, ROOM, Duration::from_secs(1)).await;
+    }
     // Longer than the grace of gossip for the dead (120 s).
     pause(cluster, 130_000..200_000).await;
     mended(cluster).await;
