@@ -40,6 +40,10 @@ bench-registry:
 bench-settled:
     cargo bench -p cluster-tests --bench settled
 
+# What a frozen peer costs the others.
+bench-isolation:
+    cargo bench -p cluster-tests --bench isolation
+
 # The same faults for roomcast and, where they are installed, Redis and NATS: five minutes, as a table.
 heal-report:
     cargo run --release -p cluster-tests --bin heal-report

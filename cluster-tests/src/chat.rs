@@ -185,7 +185,7 @@ pub async fn linked(nodes: &[&ChatNode]) {
 
 /// An address of loopback that no other test uses, so that the ports of a node that was killed are still free when it
 /// starts again. Only Linux gives the whole of 127.0.0.0/8 to loopback.
-fn own_ip() -> IpAddr {
+pub(crate) fn own_ip() -> IpAddr {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     if !cfg!(target_os = "linux") {
         return Ipv4Addr::LOCALHOST.into();

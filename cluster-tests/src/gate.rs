@@ -1,4 +1,7 @@
-//! A UDP socket that can be cut: nothing goes out or comes in, and nobody is told. It can be slow, too.
+//! A UDP socket that can be cut: nothing goes out or comes in, and nobody is told. It can be slow, too, and it can treat
+//! the packets to and from single addresses as a [`Rule`] says.
+
+mod rules;
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -14,6 +17,9 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use roomcast::quic::endpoint::{self, QuicConfig};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use self::rules::Rules;
+use crate::harness::ground::Rule;
+
 /// The socket of a node. Open at first.
 pub struct Gate {
     socket: Arc<dyn AsyncUdpSocket>,
@@ -23,6 +29,7 @@ pub struct Gate {
     lost: AtomicU64,
     /// Bytes a second that go out; none for as many as may be.
     rate: Mutex<Option<Rate>>,
+    rules: Rules,
 }
 
 /// A limit of what goes out.
@@ -43,7 +50,8 @@ impl Gate {
         let addr = bound.socket.local_addr()?;
         let socket = endpoint::async_socket(bound.socket)?;
         let (cut, lost, rate) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(None));
-        Ok(Arc::new(Self { socket, addr, cut, lost, rate }))
+        let rules = Rules::new(addr.port().into());
+        Ok(Arc::new(Self { socket, addr, cut, lost, rate, rules }))
     }
 
     /// The address that it is bound to.
@@ -67,9 +75,20 @@ impl Gate {
         *self.rate() = Some(rate);
     }
 
-    /// Packets that came in during a cut, and were lost.
+    /// Sets what happens to the packets to one address, from now on. Packets that are delayed stay on their way. Needs a
+    /// tokio runtime.
+    pub fn rule_to(&self, to: SocketAddr, rule: Rule) {
+        self.rules.to(to, rule, &self.socket);
+    }
+
+    /// Sets whether the packets from one address are lost, from now on.
+    pub fn cut_from(&self, from: SocketAddr, cut: bool) {
+        self.rules.from(from, cut);
+    }
+
+    /// Packets that came in during a cut, and were lost, and those that a rule lost.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::SeqCst)
+        self.lost.load(Ordering::SeqCst) + self.rules.lost()
     }
 
     fn is_cut(&self) -> bool {
@@ -105,7 +124,9 @@ impl AsyncUdpSocket for Gate {
         if self.busy_until().is_some() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.socket.try_send(transmit)?;
+        if !self.rules.send(transmit, &*self.socket) {
+            self.socket.try_send(transmit)?;
+        }
         if let Some(rate) = &mut *self.rate() {
             let time = Duration::from_secs_f64(transmit.contents.len() as f64 / rate.bytes_per_second);
             rate.free_at = rate.free_at.max(Instant::now()) + time;
@@ -127,6 +148,9 @@ impl AsyncUdpSocket for Gate {
             {
                 self.lost.fetch_add(packets as u64, Ordering::SeqCst);
                 continue;
+            }
+            if let Poll::Ready(Ok(packets)) = received {
+                self.rules.receive(&mut meta[..packets]);
             }
             return received;
         }

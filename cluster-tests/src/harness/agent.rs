@@ -17,8 +17,12 @@ pub const NAMESPACE: &str = "/agent";
 /// How the record of a message begins that no agent emitted.
 pub(super) const STRANGE: &str = "a message that nobody emitted";
 
-/// Takes what happened, with the time that the ground has.
-pub type Record = Arc<dyn Fn(What) + Send + Sync>;
+/// Takes what happened, and adds the time that the ground has.
+#[derive(Clone)]
+pub struct Record {
+    now: Arc<dyn Fn() -> Duration + Send + Sync>,
+    add: Arc<dyn Fn(What) + Send + Sync>,
+}
 
 /// The agent of one run of a node.
 pub struct Agent {
@@ -40,19 +44,32 @@ struct Emitter {
     record: Record,
 }
 
+impl Record {
+    /// From the clock of the ground, and what writes an entry with its time.
+    pub fn new(
+        now: impl Fn() -> Duration + Send + Sync + 'static,
+        add: impl Fn(What) + Send + Sync + 'static,
+    ) -> Self {
+        Self { now: Arc::new(now), add: Arc::new(add) }
+    }
+
+    fn add(&self, what: What) {
+        (self.add)(what);
+    }
+}
+
 impl Agent {
     /// Connects the member and records from now on. Must be called on the runtime of the node.
     pub fn new(node: Node, index: usize, record: Record) -> Self {
         let ns = node.namespace(NAMESPACE).expect("a short path");
-        let heard = Arc::clone(&record);
+        let heard = record.clone();
         let member = ns.connect(move |message: Bytes| match unstamp(&message) {
-            Some((from, run, number)) => heard(What::Delivered { from, run, number }),
-            None => heard(What::Event(format!("{STRANGE}: {message:?}"))),
+            Some((from, run, number)) => heard.add(What::Delivered { from, run, number }),
+            None => heard.add(What::Event(format!("{STRANGE}: {message:?}"))),
         });
-        let emitter =
-            Emitter { node: node.clone(), number: Mutex::new(0), index, record: Arc::clone(&record) };
-        record(What::Started);
-        let events = tokio::spawn(record_events(node.events(), Arc::clone(&record)));
+        let emitter = Emitter { node: node.clone(), number: Mutex::new(0), index, record: record.clone() };
+        record.add(What::Started);
+        let events = tokio::spawn(record_events(node.events(), record.clone()));
         Self { node, member, record, joins: 0, emitter: Arc::new(emitter), traffic: None, events }
     }
 
@@ -69,15 +86,16 @@ impl Agent {
                 (0..count).for_each(|number| self.join(format!("{prefix}-{number}")))
             }
             Ask::Leave(room) => {
+                // Before it: of what is emitted meanwhile, nobody can say who has it.
+                self.record.add(What::Quit(room.clone()));
                 self.member.leave(&room);
-                (self.record)(What::Quit(room));
             }
             Ask::Settle => {
-                let (settled, record) = (self.member.settled(), Arc::clone(&self.record));
+                let (settled, record) = (self.member.settled(), self.record.clone());
                 let joins = self.joins;
                 tokio::spawn(async move {
                     settled.await;
-                    record(What::Settled { joins });
+                    record.add(What::Settled { joins });
                 });
             }
             Ask::Emit(room, count, bytes) => (0..count).for_each(|_| self.emitter.emit(&room, bytes)),
@@ -103,7 +121,7 @@ impl Agent {
 
     fn join(&mut self, room: String) {
         self.member.join(&room).expect("a short name");
-        (self.record)(What::Joined(room));
+        self.record.add(What::Joined(room));
         self.joins += 1;
     }
 
@@ -125,6 +143,7 @@ impl Emitter {
     fn emit(&self, room: &str, bytes: usize) {
         let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
         *number += 1;
+        let began = (self.record.now)();
         let run = self.node.incarnation().0;
         let message = stamp(self.index, run, *number, bytes);
         let ns = self.node.namespace(NAMESPACE).expect("a short path");
@@ -135,13 +154,13 @@ impl Emitter {
         let peers = peers.map(|(id, run)| (id.to_string(), run.0)).collect();
         let dropped =
             receipt.dropped.iter().map(|(id, reason)| (id.to_string(), reason.to_string())).collect();
-        (self.record)(What::Emitted { number: *number, room: room.to_owned(), peers, dropped });
+        self.record.add(What::Emitted { number: *number, began, room: room.to_owned(), peers, dropped });
     }
 }
 
 async fn record_events(mut events: Events, record: Record) {
     while let Some(event) = events.recv().await {
-        record(match event {
+        record.add(match event {
             Event::Gap { peer, frames, outgoing } => What::Gap { peer: peer.to_string(), frames, outgoing },
             other => What::Event(format!("{other:?}")),
         });

@@ -95,7 +95,9 @@ fn own_member_gets_all(runs: &Runs, key: RunKey) -> Option<String> {
     let in_room = |emit: &&Emit| {
         let windows = run.windows.get(&emit.room).map_or(&[][..], Vec::as_slice);
         windows.iter().any(|window| {
-            window.joined < emit.place && window.quit.is_none_or(|quit| emit.place < quit.place)
+            window.joined < emit.place
+                && window.joined_at <= emit.began
+                && window.quit.is_none_or(|quit| emit.place < quit.place)
         })
     };
     let missing: Vec<u64> = run
@@ -151,7 +153,7 @@ fn no_miss(runs: &Runs, sender: RunKey, receiver: RunKey) -> Option<String> {
 
 /// Whether the room was settled when the message was emitted.
 fn is_meant(window: &Window, emit: &Emit) -> bool {
-    window.settled.is_some_and(|settled| settled < emit.at)
+    window.settled.is_some_and(|settled| settled < emit.began)
         && window.quit.is_none_or(|quit| emit.at < quit.at)
 }
 

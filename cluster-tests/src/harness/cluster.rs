@@ -253,10 +253,11 @@ impl Cluster {
     pub async fn restart(&mut self, node: usize) {
         self.kill(node).await;
         self.begin(node).await;
-        for room in self.seats[node].rooms.clone() {
-            self.ask(node, Ask::Join(room)).await;
+        let rooms = self.seats[node].rooms.clone();
+        let settle = (!rooms.is_empty()).then_some(Ask::Settle);
+        for ask in rooms.into_iter().map(Ask::Join).chain(settle) {
+            self.ask(node, ask).await;
         }
-        self.ask(node, Ask::Settle).await;
         if let Some(traffic) = self.seats[node].traffic.clone() {
             self.ask(node, traffic).await;
         }

@@ -45,6 +45,8 @@ pub enum What {
     Emitted {
         /// Its number, from 1 in each run.
         number: u64,
+        /// When the call began; the time of the entry is when it had returned.
+        began: Duration,
         /// To which room.
         room: String,
         /// The runs that this node had a queue for before and after: (id, incarnation).

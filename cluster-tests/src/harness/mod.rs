@@ -6,6 +6,7 @@
 //! * [`check`]: what must hold of the record, and of the nodes when all is well again.
 //! * [`dice`]: what a rule of the network does to one packet.
 //! * [`history`], [`story`]: the record, and the record in words.
+//! * [`processes`], [`namespaces`]: real ground.
 //! * [`scenarios`]: what a cluster has to survive.
 //! * [`sim`]: simulated ground.
 
@@ -16,6 +17,8 @@ pub mod cluster;
 pub mod dice;
 pub mod ground;
 pub mod history;
+pub mod namespaces;
+pub mod processes;
 pub mod scenarios;
 pub mod sim;
 pub mod story;

@@ -42,6 +42,8 @@ pub(super) struct Run {
 /// A message that was emitted.
 pub(super) struct Emit {
     pub(super) number: u64,
+    /// When the call began, and when it had returned.
+    pub(super) began: Duration,
     pub(super) at: Duration,
     /// Its place in the history.
     pub(super) place: usize,
@@ -55,6 +57,8 @@ pub(super) struct Emit {
 pub(super) struct Window {
     /// The place of the join in the history.
     pub(super) joined: usize,
+    /// When it was recorded.
+    pub(super) joined_at: Duration,
     /// Since when it is known everywhere.
     pub(super) settled: Option<Duration>,
     /// Where and when the member left.
@@ -128,7 +132,7 @@ impl Run {
     /// Takes an entry. Returns what is strange about it.
     fn add(&mut self, place: usize, at: Duration, what: &What) -> Option<String> {
         match what {
-            What::Joined(room) => self.join(room, place),
+            What::Joined(room) => self.join(room, place, at),
             What::Settled { joins } => {
                 let joins = usize::try_from(*joins).unwrap_or(usize::MAX).min(self.joins.len());
                 for room in &self.joins[..joins] {
@@ -146,10 +150,11 @@ impl Run {
                     window.quit.get_or_insert(Quit { place, at });
                 }
             }
-            What::Emitted { number, room, peers, dropped } => {
+            What::Emitted { number, began, room, peers, dropped } => {
                 let dropped = dropped.iter().map(|(id, _)| id.clone()).collect();
                 let (room, peers) = (room.clone(), peers.clone());
-                self.emits.insert(*number, Emit { number: *number, at, place, room, peers, dropped });
+                let (number, began) = (*number, *began);
+                self.emits.insert(number, Emit { number, began, at, place, room, peers, dropped });
             }
             What::Delivered { from, run, number } => {
                 self.delivered.entry((*from, *run)).or_default().push(*number);
@@ -164,11 +169,11 @@ impl Run {
         None
     }
 
-    fn join(&mut self, room: &str, place: usize) {
+    fn join(&mut self, room: &str, place: usize, joined_at: Duration) {
         self.joins.push(room.to_owned());
         let windows = self.windows.entry(room.to_owned()).or_default();
         if windows.last().is_none_or(|window| window.quit.is_some()) {
-            windows.push(Window { joined: place, settled: None, quit: None });
+            windows.push(Window { joined: place, joined_at, settled: None, quit: None });
         }
     }
 }

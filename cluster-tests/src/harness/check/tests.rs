@@ -51,8 +51,8 @@ impl Scribe {
     }
 
     fn emit_dropped(&mut self, number: u64, dropped: Vec<(String, String)>) -> &mut Self {
-        let peers = vec![("b".to_owned(), B.1)];
-        self.add(A, What::Emitted { number, room: "r".into(), peers, dropped });
+        let (peers, began) = (vec![("b".to_owned(), B.1)], Duration::from_millis(self.at + 1));
+        self.add(A, What::Emitted { number, began, room: "r".into(), peers, dropped });
         self.deliver(A, [number])
     }
 
@@ -110,7 +110,16 @@ fn what_nobody_emitted_is_found() {
 fn a_room_that_was_never_joined_is_found() {
     let mut scribe = Scribe::new();
     let peers = vec![("b".to_owned(), B.1)];
-    scribe.add(A, What::Emitted { number: 1, room: "other".into(), peers, dropped: Vec::new() });
+    scribe.add(
+        A,
+        What::Emitted {
+            number: 1,
+            began: Duration::from_millis(scribe.at),
+            room: "other".into(),
+            peers,
+            dropped: Vec::new(),
+        },
+    );
     scribe.deliver(B, [1]).breaks("invented");
 }
 
@@ -130,7 +139,16 @@ fn a_miss_is_found() {
 #[test]
 fn the_member_of_the_emitter_gets_all() {
     let mut scribe = Scribe::new();
-    scribe.add(A, What::Emitted { number: 1, room: "r".into(), peers: Vec::new(), dropped: Vec::new() });
+    scribe.add(
+        A,
+        What::Emitted {
+            number: 1,
+            began: Duration::from_millis(scribe.at),
+            room: "r".into(),
+            peers: Vec::new(),
+            dropped: Vec::new(),
+        },
+    );
     scribe.breaks("miss");
 }
 

@@ -197,9 +197,11 @@ impl Ground for Simulated {
         let random_seed = self.seed ^ ((node as u64) << 48) ^ (self.place(node).starts << 16);
         let written = Arc::clone(&self.written);
         let record = |clock: Arc<socket::Clock>| -> Record {
-            Arc::new(move |what| {
+            let now = Arc::clone(&clock);
+            let add = move |what| {
                 lock(&written).push(Entry { at: clock.now(), node, run: incarnation, what });
-            })
+            };
+            Record::new(move || now.now(), add)
         };
         let birth = Birth {
             index: node,
