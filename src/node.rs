@@ -315,7 +315,9 @@ impl Node {
             return;
         }
         tracing::info!(node = %self.id(), "leaving the cluster");
+        let letter = self.inner.hub.membership_mailbox.letter();
         let _ = self.inner.actors.membership.send(Drain).await;
+        drop(letter);
         self.inner.gossip.set_leaving().await;
         // Each for itself: one that is away or frozen must not cost the others their goodbye.
         let (begun, limit) = (tokio::time::Instant::now(), self.inner.hub.config.link.drain_timeout);
