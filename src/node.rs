@@ -289,6 +289,12 @@ impl Node {
         self.inner.actors.watch.parts()
     }
 
+    /// How often each of them has run.
+    #[cfg(feature = "status")]
+    pub(crate) fn beats(&self) -> [(&'static str, u64); 4] {
+        self.inner.actors.watch.beats()
+    }
+
     /// Blocks the thread of the actors until the other end of `until` is dropped.
     #[cfg(test)]
     pub(crate) fn block_actors(&self, until: std::sync::mpsc::Receiver<()>) {

@@ -82,7 +82,7 @@ impl Dials {
             LinkError::Own | LinkError::Duplicate | LinkError::Stopping => {
                 count(&hub.counters.dials_needless, 1);
             }
-            LinkError::Lost(_) => {}
+            LinkError::Lost(_) => count(&hub.counters.dials_unreachable, 1),
             _ => count(&hub.counters.dials_refused, 1),
         }
         dial.backoff.failed(&hub.config.link.dial_backoff, now_ms, jitter);

@@ -7,6 +7,7 @@ pub(crate) mod cluster_rooms;
 pub(crate) mod feed;
 pub(crate) mod guests;
 pub(crate) mod handlers;
+#[cfg_attr(not(feature = "status"), expect(dead_code, reason = "read by the metrics alone"))]
 pub(crate) mod numbers;
 pub(crate) mod peer;
 pub(crate) mod requests;
@@ -108,10 +109,11 @@ pub(crate) struct Counters {
     /// Incoming connections that were refused: too many under way, or for a reason.
     pub(crate) refused_busy: AtomicU64,
     pub(crate) refused: AtomicU64,
-    /// Dials that did not end in a link; and of these, those that were refused and those that were not needed.
+    /// Dials that did not end in a link; and of these, those that were refused, were not needed, reached nobody.
     pub(crate) dials_failed: AtomicU64,
     pub(crate) dials_refused: AtomicU64,
     pub(crate) dials_needless: AtomicU64,
+    pub(crate) dials_unreachable: AtomicU64,
     /// Dials that ended in a link.
     pub(crate) dials_linked: AtomicU64,
     /// Questions of this node whose time was over before everyone had answered.

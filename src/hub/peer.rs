@@ -500,12 +500,6 @@ impl PeerQueue {
         lock(&self.outbox).oldest_ms()
     }
 
-    /// The bound of the queue in bytes.
-    #[cfg(feature = "status")]
-    pub(crate) fn limit_bytes(&self) -> usize {
-        self.limit_bytes
-    }
-
     /// Whether the peer has acknowledged everything.
     pub(crate) fn is_flushed(&self) -> bool {
         lock(&self.outbox).is_empty()
