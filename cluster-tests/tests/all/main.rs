@@ -18,6 +18,7 @@ mod healing;
 mod hostile;
 mod links;
 mod lives;
+mod metrics;
 mod operations;
 mod operations_js;
 mod order;
