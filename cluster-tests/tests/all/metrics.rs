@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster_tests::{Live, Recorder, Setup, eventually, stamp};
+use cluster_tests::{Live, RawPeer, Recorder, Setup, eventually, stamp};
 use roomcast::config::QueuePolicy;
+use roomcast::core::frame::Head;
 use roomcast::status::{self, StatusServer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -252,4 +253,29 @@ async fn a_resume_and_restarts_leave_one_series_for_a_peer() {
     }
     assert_eq!(counts.len(), 1, "{counts:?}");
     assert!(scrape(&server).await.sum("roomcast_member_changes_total", &["restarted"]) >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_with_another_clock_or_none_does_no_harm() {
+    let setup = Setup::new("clocks");
+    let nodes = setup.formed(2).await;
+    let server = serve(&nodes[0]).await;
+    let raw = RawPeer::new(&setup, 9);
+    let mut link = raw.link(nodes[0].addr(), NAMESPACE).await;
+    eventually("it is linked", || nodes[0].is_linked_to(&raw.id)).await;
+    // Long ago, in a far future, and with numbers behind it that a later version may send.
+    let head = Head::Received { seq: 0, interest: 0 };
+    for stamp in [0, u64::MAX] {
+        link.say(&head, [0u64, 0, stamp, 7].map(u64::to_le_bytes).as_flattened()).await;
+    }
+    // Too short for a time.
+    link.say(&head, &[1; 20]).await;
+    let peer = format!("peer=\"{}\"", raw.id);
+    let page = scraped(&server, "both are noted", |page| {
+        page.sum("roomcast_delivery_latency_seconds_count", &[&peer]) == 2.0
+    });
+    let page = page.await;
+    assert_eq!(page.sum("roomcast_delivery_latency_seconds_sum", &[&peer]), 3600.0, "at most an hour each");
+    assert_eq!(page.sum("roomcast_delivery_clock_backwards_total", &[&peer]), 1.0);
+    assert!(nodes[0].is_linked_to(&raw.id));
 }
