@@ -289,6 +289,12 @@ impl Node {
         self.inner.actors.watch.parts()
     }
 
+    /// How often each of them has run.
+    #[cfg(feature = "status")]
+    pub(crate) fn beats(&self) -> [(&'static str, u64); 4] {
+        self.inner.actors.watch.beats()
+    }
+
     /// Blocks the thread of the actors until the other end of `until` is dropped.
     #[cfg(test)]
     pub(crate) fn block_actors(&self, until: std::sync::mpsc::Receiver<()>) {
@@ -315,7 +321,9 @@ impl Node {
             return;
         }
         tracing::info!(node = %self.id(), "leaving the cluster");
+        let letter = self.inner.hub.membership_mailbox.letter();
         let _ = self.inner.actors.membership.send(Drain).await;
+        drop(letter);
         self.inner.gossip.set_leaving().await;
         // Each for itself: one that is away or frozen must not cost the others their goodbye.
         let (begun, limit) = (tokio::time::Instant::now(), self.inner.hub.config.link.drain_timeout);

@@ -72,11 +72,19 @@ impl Dials {
                 dial.backoff.succeeded();
                 dial.logged = None;
                 dial.reached = Some(id);
+                count(&hub.counters.dials_linked, 1);
                 return;
             }
             Err(error) => error,
         };
         count(&hub.counters.dials_failed, 1);
+        match &error {
+            LinkError::Own | LinkError::Duplicate | LinkError::Stopping => {
+                count(&hub.counters.dials_needless, 1);
+            }
+            LinkError::Lost(_) => count(&hub.counters.dials_unreachable, 1),
+            _ => count(&hub.counters.dials_refused, 1),
+        }
         dial.backoff.failed(&hub.config.link.dial_backoff, now_ms, jitter);
         if error == LinkError::Own {
             // Not for ever: behind the address of a load balancer may be another node the next time.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::actors::guests;
 use crate::actors::membership::{Membership, Offer};
-use crate::actors::peer::NewLink;
+use crate::actors::peer::{NewLink, Peer};
 use crate::error::LinkError;
 use crate::hub::Hub;
 use crate::hub::peer::count;
@@ -19,11 +19,14 @@ use crate::quic::handshake::{self, Card, CloseCode, Greeted};
 const REFUSAL: Duration = Duration::from_secs(2);
 
 /// Asks the membership whether a greeted dial is wanted, and hands it to its peer.
-pub(crate) async fn offer(greeted: Greeted, membership: &Addr<Membership>) -> Result<NodeId, LinkError> {
+pub(crate) async fn offer(
+    greeted: Greeted,
+    hub: &Hub,
+    membership: &Addr<Membership>,
+) -> Result<NodeId, LinkError> {
     let card = greeted.theirs.clone();
     let id = card.id.clone();
-    let answer = membership.send(Offer(card)).await.unwrap_or(Err(LinkError::Stopping));
-    match answer {
+    match ask(hub, membership, card).await {
         Ok(peer) => {
             let _ = peer.send(NewLink(greeted)).await;
             Ok(id)
@@ -33,6 +36,11 @@ pub(crate) async fn offer(greeted: Greeted, membership: &Addr<Membership>) -> Re
             Err(error)
         }
     }
+}
+
+async fn ask(hub: &Hub, membership: &Addr<Membership>, card: Card) -> Result<Addr<Peer>, LinkError> {
+    let _letter = hub.membership_mailbox.letter();
+    membership.send(Offer(card)).await.unwrap_or(Err(LinkError::Stopping))
 }
 
 /// Takes incoming connections until the endpoint is closed.
@@ -89,7 +97,7 @@ async fn accept_one(
     if greeted.theirs.emitter {
         return guests::welcome(greeted, hub, card).await;
     }
-    match membership.send(Offer(greeted.theirs.clone())).await.unwrap_or(Err(LinkError::Stopping)) {
+    match ask(hub, membership, greeted.theirs.clone()).await {
         Ok(peer) => {
             greeted.welcome(card).await?;
             let _ = peer.send(NewLink(greeted)).await;

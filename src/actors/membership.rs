@@ -137,8 +137,9 @@ impl Membership {
             let result = match greeted.await {
                 Err(_) => Err(LinkError::Lost(format!("no answer within {} s", limit.as_secs()))),
                 Ok(Err(error)) => Err(error),
-                Ok(Ok(greeted)) => offer(greeted, &me).await,
+                Ok(Ok(greeted)) => offer(greeted, &hub, &me).await,
             };
+            let _letter = hub.membership_mailbox.letter();
             let _ = me.send(Dialled { addr, result }).await;
         });
     }
@@ -513,13 +514,16 @@ impl Actor for Membership {
         ctx.set_mailbox_capacity(MAILBOX);
         self.publish();
         ctx.run_interval(TICK, |membership, ctx| membership.tick(ctx));
-        let (gossip, me) = (Arc::clone(&self.parts.gossip), ctx.address());
+        let (gossip, hub, me) = (Arc::clone(&self.parts.gossip), Arc::clone(&self.parts.hub), ctx.address());
         actix::spawn(async move {
             let mut changed = gossip.changed();
             while changed.changed().await.is_ok() {
-                if me.send(View(gossip.view().await)).await.is_err() {
+                let view = View(gossip.view().await);
+                let letter = hub.membership_mailbox.letter();
+                if me.send(view).await.is_err() {
                     break;
                 }
+                drop(letter);
                 tokio::time::sleep(VIEW_PAUSE).await;
             }
         });
@@ -535,9 +539,10 @@ impl Handler<Begin> for Membership {
     type Result = ();
 
     fn handle(&mut self, Begin(mut wanted): Begin, ctx: &mut Self::Context) {
-        let me = ctx.address();
+        let (me, hub) = (ctx.address(), Arc::clone(&self.parts.hub));
         actix::spawn(async move {
             while let Some(addr) = wanted.recv().await {
+                let _letter = hub.membership_mailbox.letter();
                 if me.send(Wanted(addr)).await.is_err() {
                     break;
                 }

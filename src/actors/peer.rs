@@ -60,19 +60,28 @@ impl Peer {
         connection::open(&greeted, &queue, self.node.runtime.clone());
         self.node.runtime.spawn(async move {
             let remote = greeted.conn.remote_address();
-            let host = Host { registry: node.registry.clone(), links: Arc::clone(&node.links) };
+            let host = Host {
+                hub: Arc::clone(&node.hub),
+                registry: node.registry.clone(),
+                links: Arc::clone(&node.links),
+            };
             node.links.add(&queue, remote);
             let up =
                 LinkUp { id: queue.id.clone(), incarnation: queue.incarnation, addr: queue.advertise, link };
+            let letter = node.hub.membership_mailbox.letter();
             let _ = node.membership.send(up).await;
+            drop(letter);
             let error =
                 connection::run(greeted, Arc::clone(&queue), Arc::clone(&node.hub), Arc::new(host)).await;
             node.links.remove(&queue, remote);
+            let letter = node.hub.registry_mailbox.letter();
             let _ = node.registry.send(LinkLost(Arc::clone(&queue))).await;
+            drop(letter);
             // A link that is replaced at once does not count as lost.
             let replaced = addr.send(LinkEnded).await.unwrap_or(false);
             if !replaced {
                 let (id, incarnation) = (queue.id.clone(), queue.incarnation);
+                let _letter = node.hub.membership_mailbox.letter();
                 let _ = node.membership.send(LinkDown { id, incarnation, link, error }).await;
             }
         });
@@ -173,6 +182,7 @@ impl Handler<Retire> for Peer {
 
 /// What links ask of the node.
 struct Host {
+    hub: Arc<Hub>,
     registry: Addr<RoomRegistry>,
     links: Arc<LinkTable>,
 }
@@ -181,10 +191,12 @@ struct Host {
 impl LinkHost for Host {
     async fn interest(&self, peer: &Arc<PeerQueue>, update: InterestUpdate) -> Result<Applied, LinkError> {
         let update = Update { peer: Arc::clone(peer), update };
+        let _letter = self.hub.registry_mailbox.letter();
         self.registry.send(update).await.unwrap_or(Err(LinkError::Stopping))
     }
 
     async fn snapshot(&self) -> Result<InterestSnapshot, LinkError> {
+        let _letter = self.hub.registry_mailbox.letter();
         self.registry.send(TakeSnapshot).await.unwrap_or(Err(LinkError::Stopping))
     }
 

@@ -127,9 +127,11 @@ impl Actor for RoomRegistry {
             // The first join goes out at once; those within a tick of it go together.
             loop {
                 hub.pending_wake.notified().await;
+                let letter = hub.registry_mailbox.letter();
                 if addr.send(Flush).await.is_err() {
                     break;
                 }
+                drop(letter);
                 tokio::time::sleep(hub.config.link.interest_tick).await;
             }
         });

@@ -82,6 +82,18 @@ impl Watch {
         lock(&self.dog).parts().to_vec()
     }
 
+    /// How often each part has run.
+    #[cfg(feature = "status")]
+    pub(crate) fn beats(&self) -> [(&'static str, u64); 4] {
+        [
+            ("registry", &self.registry),
+            ("membership", &self.membership),
+            ("gossip", self.gossip.turns()),
+            ("runtime", &self.runtime),
+        ]
+        .map(|(part, beats)| (part, beats.load(Ordering::Relaxed)))
+    }
+
     /// What hangs, for an operator; none when nothing does.
     pub(crate) fn hangs(&self) -> Option<String> {
         let parts = self.parts();

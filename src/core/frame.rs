@@ -42,6 +42,8 @@ pub const ROLE_EMITTER: &str = "emitter";
 pub const LENGTH_BYTES: usize = 4;
 /// The most room keys in one frame that is sent: 64 KiB of payload.
 pub const KEYS_PER_FRAME: usize = 8192;
+/// The first byte of a [`Head::Interest`]: its index.
+pub(crate) const INTEREST: u8 = 5;
 /// The first byte of a [`Head::Broadcast`]: its index.
 pub(crate) const BROADCAST: u8 = 7;
 /// The whole head of [`Head::Again`]: its index.

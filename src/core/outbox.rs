@@ -88,6 +88,8 @@ pub struct Taken {
     pub bytes: usize,
     /// Frames that are left out from here on, not counted before: they are lost.
     pub lost: u64,
+    /// When the first of them was pushed, or one that gathered with it; none when nothing was taken.
+    pub since_ms: Option<u64>,
 }
 
 /// Some frames with consecutive numbers.
@@ -192,6 +194,12 @@ impl Outbox {
         self.frames
     }
 
+    /// When the oldest frame that is held was pushed, or one that gathered with it; none when nothing is held.
+    pub fn oldest_ms(&self) -> Option<u64> {
+        let oldest = self.under_way.front().or(self.waiting.front()).map(|chunk| chunk.since_ms);
+        oldest.or_else(|| (self.open_count > 0).then_some(self.open_since_ms))
+    }
+
     /// The frames that were given up so far.
     pub fn given_up(&self) -> GivenUp {
         self.given_up
@@ -285,6 +293,7 @@ impl Outbox {
             taken.bytes += chunk.len();
             self.bytes_under_way += chunk.len();
             self.sent = chunk.last();
+            taken.since_ms.get_or_insert(chunk.since_ms);
             self.under_way.push_back(chunk);
         }
         if self.waiting.is_empty() {

@@ -7,6 +7,8 @@ pub(crate) mod cluster_rooms;
 pub(crate) mod feed;
 pub(crate) mod guests;
 pub(crate) mod handlers;
+#[cfg_attr(not(feature = "status"), expect(dead_code, reason = "read by the metrics alone"))]
+pub(crate) mod numbers;
 pub(crate) mod peer;
 pub(crate) mod requests;
 pub(crate) mod rooms;
@@ -36,6 +38,7 @@ use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
 use feed::InterestFeed;
 use guests::Guests;
 use handlers::Handlers;
+use numbers::{EmitCounts, Mailbox, Scope};
 use peer::PeerQueue;
 use requests::{MissingReason, Reply, Request, RequestTable};
 use rooms::{PathRooms, RoomFeed};
@@ -87,10 +90,8 @@ pub struct Receipt {
 /// Counts of this node, since its start.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// Broadcasts handed in by fronts for other nodes that no other node was interested in.
-    pub(crate) unwanted: AtomicU64,
-    /// Heads encoded: one for each other broadcast, whatever the number of nodes.
-    pub(crate) encoded: AtomicU64,
+    /// Broadcasts handed in by fronts.
+    pub(crate) emits: EmitCounts,
     /// Frames that were not queued, any reason.
     pub(crate) drops: AtomicU64,
     /// Messages from other nodes that were handed to a front here.
@@ -108,8 +109,29 @@ pub(crate) struct Counters {
     /// Incoming connections that were refused: too many under way, or for a reason.
     pub(crate) refused_busy: AtomicU64,
     pub(crate) refused: AtomicU64,
-    /// Dials that did not end in a link.
+    /// Dials that did not end in a link; and of these, those that were refused, were not needed, reached nobody.
     pub(crate) dials_failed: AtomicU64,
+    pub(crate) dials_refused: AtomicU64,
+    pub(crate) dials_needless: AtomicU64,
+    pub(crate) dials_unreachable: AtomicU64,
+    /// Dials that ended in a link.
+    pub(crate) dials_linked: AtomicU64,
+    /// Questions of this node whose time was over before everyone had answered.
+    pub(crate) requests_timed_out: AtomicU64,
+    /// What became of members: see [`Hub::event`].
+    pub(crate) members_joined: AtomicU64,
+    pub(crate) members_restarted: AtomicU64,
+    pub(crate) members_left: AtomicU64,
+    pub(crate) members_suspected: AtomicU64,
+    pub(crate) members_dead: AtomicU64,
+    pub(crate) members_leaving: AtomicU64,
+    pub(crate) members_recovered: AtomicU64,
+    /// Links that came up and went down.
+    pub(crate) links_up: AtomicU64,
+    pub(crate) links_down: AtomicU64,
+    /// Lost frames of all peers, also of those that have gone.
+    pub(crate) gaps_sent: AtomicU64,
+    pub(crate) gaps_received: AtomicU64,
     /// Gossip messages that were dropped because too many were under way.
     pub(crate) gossip_drops: AtomicU64,
     /// Snapshots of this node's interest that were sent because a peer held something else.
@@ -121,7 +143,35 @@ pub(crate) struct Counters {
 impl Counters {
     /// Broadcasts handed in by fronts for other nodes, also those that no other node was interested in.
     pub(crate) fn emits(&self) -> u64 {
-        self.unwanted.load(Ordering::Relaxed) + self.encoded.load(Ordering::Relaxed)
+        self.emits.total()
+    }
+
+    /// Heads encoded: one for each of these that other nodes were interested in, whatever their number.
+    pub(crate) fn encoded(&self) -> u64 {
+        self.emits.total().saturating_sub(self.emits.unwanted())
+    }
+}
+
+impl Counters {
+    fn count_event(&self, event: &Event) {
+        use crate::core::members::MemberState;
+        let (counter, by) = match event {
+            Event::MemberJoined { .. } => (&self.members_joined, 1),
+            Event::MemberRestarted { .. } => (&self.members_restarted, 1),
+            Event::MemberLeft { .. } => (&self.members_left, 1),
+            Event::MemberState { state, .. } => match state {
+                MemberState::Live => (&self.members_recovered, 1),
+                MemberState::Suspect => (&self.members_suspected, 1),
+                MemberState::Leaving => (&self.members_leaving, 1),
+                MemberState::Dead => (&self.members_dead, 1),
+            },
+            Event::LinkUp { .. } => (&self.links_up, 1),
+            Event::LinkDown { .. } => (&self.links_down, 1),
+            Event::Gap { frames, outgoing: true, .. } => (&self.gaps_sent, *frames),
+            Event::Gap { frames, outgoing: false, .. } => (&self.gaps_received, *frames),
+            Event::LinkSynced { .. } | Event::Missed(_) => return,
+        };
+        counter.fetch_add(by, Ordering::Relaxed);
     }
 }
 
@@ -148,6 +198,9 @@ pub(crate) struct Hub {
     /// This node's interest, encoded for links.
     pub(crate) feed: InterestFeed,
     pub(crate) counters: Counters,
+    /// What waits for the actors.
+    pub(crate) registry_mailbox: Mailbox,
+    pub(crate) membership_mailbox: Mailbox,
     /// The digest of this node's interest, at the version of `feed` or one that is about to be published.
     pub(crate) interest_digest: AtomicU64,
     /// Questions to other nodes.
@@ -290,6 +343,8 @@ impl Hub {
             flushed: watch::channel(settle::Flushed::default()).0,
             feed: InterestFeed::new(config.link.interest_log_bytes),
             counters: Counters::default(),
+            registry_mailbox: Mailbox::default(),
+            membership_mailbox: Mailbox::default(),
             interest_digest: AtomicU64::new(0),
             requests: RequestTable::new(config.link.max_requests),
             handlers: Handlers::new(config.link.max_server_events),
@@ -308,8 +363,19 @@ impl Hub {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Tells whoever listens. Nobody listening is normal.
+    /// Microseconds since the Unix epoch by the wall clock: what other nodes can compare with theirs.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the times of two nodes have only the wall clock in common"
+    )]
+    pub(crate) fn wall_us(&self) -> u64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Counts it and tells whoever listens. Nobody listening is normal.
     pub(crate) fn event(&self, event: Event) {
+        self.counters.count_event(&event);
         let _ = self.events.send(event);
     }
 
@@ -363,13 +429,13 @@ impl Hub {
         SCRATCH.with_borrow_mut(|scratch| {
             let (scratch, memo, peers) = scratch.parts(&self.peers);
             let mask = memo.lookup(&self.routes, ns, rooms);
+            let scope = scope(ns, rooms);
             if mask.is_empty() {
-                self.counters.unwanted.fetch_add(1, Ordering::Relaxed);
+                self.counters.emits.count(scope, 0);
                 return Receipt::default();
             }
             scratch.clear();
             let encoded = encode_broadcast(head, payload.len(), scratch);
-            self.counters.encoded.fetch_add(1, Ordering::Relaxed);
             let frame_bytes = scratch.len() + payload.len() - LENGTH_BYTES.min(scratch.len());
             let fits = encoded.is_ok() && frame_bytes <= self.limits.max_frame_bytes;
             let mut receipt = Receipt::default();
@@ -390,6 +456,7 @@ impl Hub {
                     }
                 }
             }
+            self.counters.emits.count(scope, receipt.targeted);
             receipt
         })
     }
@@ -648,6 +715,15 @@ impl Drop for Attachment {
         });
         self.hub.note(|pending| pending.namespaces.push((self.ns.clone(), NamespaceOp::Detach(mode))));
     }
+}
+
+/// Whom a broadcast is for, by what selects its nodes.
+#[inline]
+pub(crate) fn scope(ns: &Namespace, rooms: &[RoomKey]) -> Scope {
+    if ns.path() == SERVERS {
+        return Scope::Server;
+    }
+    if rooms.is_empty() { Scope::All } else { Scope::Rooms }
 }
 
 /// Locks. A panic while a lock of ours is held leaves plain data behind, so the lock stays usable.

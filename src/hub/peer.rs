@@ -12,12 +12,13 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::config::{LinkConfig, QueuePolicy};
-use crate::core::frame::{Head, Resume, encode_head};
+use crate::core::frame::{Head, LENGTH_BYTES, Resume, encode_head};
 use crate::core::inbox::Inbox;
 use crate::core::link::LinkState;
 use crate::core::outbox::{GivenUp, Outbox, Resumed, Taken};
 use crate::error::DropReason;
 use crate::hub::lock;
+use crate::hub::numbers::{FrameCounts, Latency};
 use crate::hub::requests::Serving;
 use crate::ids::{Incarnation, NodeId, PeerSlot, Seq};
 use crate::quic::handshake::CloseCode;
@@ -136,6 +137,11 @@ pub(crate) struct PeerCounters {
     pub(crate) frames_sent: AtomicU64,
     /// Broadcast frames that came from the peer and were new.
     pub(crate) frames_received: AtomicU64,
+    /// These and the other frames of the data stream, by type.
+    pub(crate) sent_by_type: FrameCounts,
+    pub(crate) received_by_type: FrameCounts,
+    /// How long messages from the peer were on their way: see `quic/writer.rs`.
+    pub(crate) latency: Latency,
     /// Bytes written to and read from the data stream, all frames.
     pub(crate) bytes_sent: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
@@ -239,6 +245,7 @@ impl PeerQueue {
             let seq = outbox.push_at(head, payload, now_ms)?;
             // Under the lock, so nobody else counts.
             count_alone(&self.counters.frames_sent, 1);
+            self.counters.sent_by_type.count_alone(head.get(LENGTH_BYTES));
             (had_unsent, seq)
         };
         if !had_unsent {
@@ -350,13 +357,14 @@ impl PeerQueue {
         lock(&self.outbox).unsent()
     }
 
-    /// Moves unsent frames to `out`, about `max_bytes`. Says how many are lost that would have come before them.
-    pub(crate) fn take(&self, max_bytes: usize, out: &mut Vec<Bytes>) -> u64 {
-        let Taken { lost, .. } = lock(&self.outbox).take(max_bytes, out);
-        if lost > 0 {
-            count(&self.counters.gap_sent, lost);
+    /// Moves unsent frames to `out`, about `max_bytes`. Says how many are lost that would have come before them, and since
+    /// when they waited.
+    pub(crate) fn take(&self, max_bytes: usize, out: &mut Vec<Bytes>) -> Taken {
+        let taken = lock(&self.outbox).take(max_bytes, out);
+        if taken.lost > 0 {
+            count(&self.counters.gap_sent, taken.lost);
         }
-        lost
+        taken
     }
 
     /// The peer has applied frames up to `seq`. Returns up to where it owes no more acknowledgements.
@@ -484,6 +492,12 @@ impl PeerQueue {
     pub(crate) fn depth(&self) -> (u64, usize) {
         let outbox = lock(&self.outbox);
         (outbox.len(), outbox.bytes())
+    }
+
+    /// When the oldest frame that is queued or not acknowledged was queued, in milliseconds of the node's clock.
+    #[cfg(feature = "status")]
+    pub(crate) fn oldest_ms(&self) -> Option<u64> {
+        lock(&self.outbox).oldest_ms()
     }
 
     /// Whether the peer has acknowledged everything.

@@ -1,6 +1,7 @@
 //! A selection of members, and one message on its way to them: whom it is for, then the bytes.
 
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -258,7 +259,11 @@ impl<'a> Emit<'a> {
             attachments: smallvec![],
         };
         self.inner.deliver_here(&head.rooms, &head.except, self.sender, message);
-        (!self.local).then(|| elsewhere(&self.keys(), &head))
+        if self.local {
+            self.inner.hub().counters.emits.local.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(elsewhere(&self.keys(), &head))
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::core::frame::{
-    Head, InterestLimits, InterestReader, InterestStep, LAST_WORD, LENGTH_BYTES, LastHead, Resume,
+    BROADCAST, Head, InterestLimits, InterestReader, InterestStep, LAST_WORD, LENGTH_BYTES, LastHead, Resume,
     decode_head, frame_len,
 };
 use crate::core::inbox::Verdict;
@@ -141,7 +141,7 @@ impl Reader {
 
     /// Handles whole frames; `last_head` is that of the broadcast before them. Says where they have a later one.
     async fn block(&mut self, block: &Bytes, last_head: &[u8]) -> Result<Option<Range<usize>>, LinkError> {
-        let mut run = Run { last: LastHead::new(last_head), recent: Recent::default() };
+        let mut run = Run { last: LastHead::new(last_head), recent: Recent::default(), broadcasts: 0 };
         let mut at = 0;
         while let Some(length) = frame_len(&block[at..], &self.reader.limits)? {
             let frame = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
@@ -152,6 +152,9 @@ impl Reader {
             }
         }
         self.hub.count_delivered(&mut run.recent);
+        if run.broadcasts > 0 {
+            self.peer.counters.received_by_type.count(BROADCAST, run.broadcasts);
+        }
         Ok(run.last.here())
     }
 
@@ -170,7 +173,8 @@ impl Reader {
             if !message.again {
                 run.recent.kept = None;
             }
-            if self.accept(frame.len()) {
+            if self.accept(frame.len(), BROADCAST) {
+                run.broadcasts += 1;
                 // Only what is handed on is counted as a reference to the block.
                 let payload = block.slice(range.start + message.payload_at..range.end);
                 self.hub.arrived(&self.peer, &mut run.recent, message.head, payload);
@@ -188,6 +192,9 @@ impl Reader {
         if head.is_counted() && self.epoch == 0 {
             return Err(LinkError::Violation("a counted frame before the start".into()));
         }
+        if !head.is_counted() {
+            self.peer.counters.received_by_type.count_head(&head);
+        }
         let payload = |used: usize| block.slice(range.start + used..range.end);
         match head {
             // Those after the start were read above.
@@ -195,28 +202,29 @@ impl Reader {
                 return Err(LinkError::Violation("a broadcast that is none".into()));
             }
             Head::Request(request) => {
-                if self.accept(frame.len()) {
+                if self.accept(frame.len(), frame[0]) {
                     self.hub.request(&self.peer, &request, &payload(used));
                 }
             }
             Head::Answer { id } => {
-                if self.accept(frame.len()) && !self.hub.requests.answered(self.peer.slot, id, payload(used))
+                if self.accept(frame.len(), frame[0])
+                    && !self.hub.requests.answered(self.peer.slot, id, payload(used))
                 {
                     count(&self.hub.counters.late_answers, 1);
                 }
             }
             Head::End { id, status } => {
-                if self.accept(frame.len()) {
+                if self.accept(frame.len(), frame[0]) {
                     self.hub.requests.ended(self.peer.slot, id, status);
                 }
             }
             Head::Credit { id, answers } => {
-                if self.accept(frame.len()) {
+                if self.accept(frame.len(), frame[0]) {
                     self.peer.serving.grant(id, answers);
                 }
             }
             Head::Cancel { id } => {
-                if self.accept(frame.len()) {
+                if self.accept(frame.len(), frame[0]) {
                     self.peer.serving.cancel(id);
                 }
             }
@@ -234,6 +242,11 @@ impl Reader {
                         self.peer.interest_applied(interest);
                         if let Some(digest) = said.get(1) {
                             self.compare(interest, u64::from_le_bytes(*digest));
+                        }
+                        if let Some(stamp) = said.get(2) {
+                            // In the order of the stream: what came before it is applied.
+                            let (sent, come) = (u64::from_le_bytes(*stamp), self.hub.wall_us());
+                            self.peer.counters.latency.note(sent, come);
                         }
                     }
                 }
@@ -258,13 +271,16 @@ impl Reader {
         Ok(None)
     }
 
-    /// Counts a counted frame; whether it is new.
+    /// Counts a counted frame with this first byte; whether it is new.
     #[inline]
-    fn accept(&mut self, bytes: usize) -> bool {
+    fn accept(&mut self, bytes: usize, first: u8) -> bool {
         self.unacked += bytes;
         if self.inbox.inbox.accept() == Verdict::Duplicate {
             count(&self.peer.counters.duplicates, 1);
             return false;
+        }
+        if first != BROADCAST {
+            self.peer.counters.received_by_type.count(first, 1);
         }
         count_alone(&self.peer.counters.frames_received, 1);
         true
@@ -379,4 +395,6 @@ impl Reader {
 struct Run<'b> {
     last: LastHead<'b>,
     recent: Recent,
+    /// Those that were new.
+    broadcasts: u64,
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quinn::{SendStream, WriteError};
@@ -9,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
-use crate::core::frame::{Head, LAST_WORD, Resume, encode_head};
+use crate::core::frame::{Head, INTEREST, LAST_WORD, Resume, encode_head};
 use crate::error::LinkError;
 use crate::event::Event;
 use crate::hub::Hub;
@@ -21,6 +22,8 @@ use crate::quic::handshake::connection_error;
 
 /// About how many bytes go into one write.
 const WRITE_BYTES: usize = 128 * 1024;
+/// The least time between two frames that say when something was queued.
+const STAMP_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Writer {
     send: SendStream,
@@ -42,29 +45,31 @@ impl Writer {
         theirs: oneshot::Receiver<Resume>,
     ) -> Result<(), LinkError> {
         let mut out: Vec<Bytes> = Vec::with_capacity(64);
-        push_head(&Head::Resume(own), &mut out)?;
+        self.push_head(&Head::Resume(own), &mut out)?;
         self.write(&mut out).await?;
         let Ok(theirs) = theirs.await else { return Err(LinkError::Lost("no resume".into())) };
         let resumed = self.peer.resume(&theirs);
         let mut log = GapLog::default();
         self.report(resumed.lost, &mut log);
-        push_head(&Head::Start { first: resumed.first.0 }, &mut out)?;
+        self.push_head(&Head::Start { first: resumed.first.0 }, &mut out)?;
 
         let heartbeat = self.hub.config.link.heartbeat;
         let mut gather = Gather::new();
         let mut next_heartbeat = Instant::now();
+        let mut next_stamp = next_heartbeat;
         // The interest version that was sent, and what is left of a snapshot that is being sent.
         let mut sent: Option<u64> = None;
         let mut snapshot: std::vec::IntoIter<Bytes> = Vec::new().into_iter();
         loop {
-            if self.signals.ack.swap(false, Ordering::AcqRel) || Instant::now() >= next_heartbeat {
-                next_heartbeat = Instant::now() + heartbeat;
+            let now = Instant::now();
+            if self.signals.ack.swap(false, Ordering::AcqRel) || now >= next_heartbeat {
+                next_heartbeat = now + heartbeat;
                 let seq = self.peer.applied.load(Ordering::Acquire);
                 let interest = self.peer.interest_held.load(Ordering::Acquire);
-                self.push_received(seq, interest, &mut out)?;
+                self.push_received(seq, interest, None, &mut out)?;
             }
             if self.signals.want_snapshot.swap(false, Ordering::AcqRel) {
-                push_head(&Head::InterestWanted, &mut out)?;
+                self.push_head(&Head::InterestWanted, &mut out)?;
             }
             if self.signals.snapshot_wanted.swap(false, Ordering::AcqRel) {
                 sent = None;
@@ -73,7 +78,7 @@ impl Writer {
                 match self.hub.feed.next(sent) {
                     Next::Nothing => {}
                     Next::Deltas(frames, version) => {
-                        count(&self.peer.counters.interest_bytes_sent, total(&frames));
+                        self.count_interest(&frames);
                         out.extend(frames);
                         sent = Some(version);
                         self.signals.interest_sent.store(version, Ordering::Release);
@@ -83,7 +88,7 @@ impl Writer {
                         let whole = self.host.snapshot().await?;
                         count_alone(&self.signals.writer, 1);
                         self.signals.interest_sent.store(whole.version, Ordering::Release);
-                        count(&self.peer.counters.interest_bytes_sent, total(&whole.frames));
+                        self.count_interest(&whole.frames);
                         sent = Some(whole.version);
                         snapshot = whole.frames.into_iter();
                     }
@@ -91,8 +96,14 @@ impl Writer {
             }
             // A snapshot goes in between the messages, not before all of them.
             out.extend(snapshot.by_ref().take(2));
-            let lost = self.peer.take(WRITE_BYTES, &mut out);
-            self.report(lost, &mut log);
+            let taken = self.peer.take(WRITE_BYTES, &mut out);
+            self.report(taken.lost, &mut log);
+            if let Some(since_ms) = taken.since_ms
+                && now >= next_stamp
+            {
+                next_stamp = now + STAMP_PAUSE;
+                self.push_stamp(since_ms, &mut out)?;
+            }
             if out.is_empty() {
                 tokio::select! {
                     () = self.peer.wake.notified() => {}
@@ -106,6 +117,11 @@ impl Writer {
             }
             gather.wait(&self.peer).await;
         }
+    }
+
+    fn count_interest(&self, frames: &[Bytes]) {
+        count(&self.peer.counters.interest_bytes_sent, total(frames));
+        self.peer.counters.sent_by_type.count(INTEREST, frames.len() as u64);
     }
 
     /// Says what the peer never gets.
@@ -130,7 +146,7 @@ impl Writer {
             PeerRole::Guest => LAST_WORD,
             _ => self.peer.interest_held.load(Ordering::Acquire),
         };
-        self.push_received(seq, interest, &mut out)?;
+        self.push_received(seq, interest, None, &mut out)?;
         self.write(&mut out).await?;
         if self.send.finish().is_ok() {
             // Ends when the peer has it all.
@@ -139,16 +155,50 @@ impl Writer {
         Err(LinkError::Stopping)
     }
 
+    /// Says when the first of the frames before it was queued: the peer sees how long they took until they were applied. An
+    /// acknowledgement like every other, with one more number.
+    fn push_stamp(&self, since_ms: u64, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
+        let interest = self.peer.interest_held.load(Ordering::Acquire);
+        if self.peer.role != PeerRole::Member || interest == 0 {
+            return Ok(());
+        }
+        let waited_us = self.hub.now_ms().saturating_sub(since_ms).saturating_mul(1000);
+        let stamp = self.hub.wall_us().saturating_sub(waited_us);
+        self.push_received(self.peer.applied.load(Ordering::Acquire), interest, Some(stamp), out)
+    }
+
     /// What was applied, how much was read (a frame that takes long to arrive is no standstill), and the digest of the
     /// interest that is held.
-    fn push_received(&self, seq: u64, interest: u64, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
+    fn push_received(
+        &self,
+        seq: u64,
+        interest: u64,
+        stamp: Option<u64>,
+        out: &mut Vec<Bytes>,
+    ) -> Result<(), LinkError> {
         // The version was read before: its digest, or a newer one that the peer does not compare.
         let digest = self.peer.interest_digest.load(Ordering::Acquire);
-        let payload = [self.signals.read.load(Ordering::Acquire), digest].map(u64::to_le_bytes);
-        let payload = if interest == 0 { &payload[..1] } else { &payload[..] }.as_flattened();
+        let read = self.signals.read.load(Ordering::Acquire);
+        let payload = [read, digest, stamp.unwrap_or_default()].map(u64::to_le_bytes);
+        let said = match (interest, stamp) {
+            (0, _) => 1,
+            (_, None) => 2,
+            (_, Some(_)) => 3,
+        };
+        let payload = payload[..said].as_flattened();
         let mut frame = BytesMut::new();
-        encode_head(&Head::Received { seq, interest }, payload.len(), &mut frame)?;
+        let head = Head::Received { seq, interest };
+        encode_head(&head, payload.len(), &mut frame)?;
+        self.peer.counters.sent_by_type.count_head(&head);
         frame.extend_from_slice(payload);
+        out.push(frame.freeze());
+        Ok(())
+    }
+
+    fn push_head(&self, head: &Head<'_>, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
+        let mut frame = BytesMut::new();
+        encode_head(head, 0, &mut frame)?;
+        self.peer.counters.sent_by_type.count_head(head);
         out.push(frame.freeze());
         Ok(())
     }
@@ -220,11 +270,4 @@ impl Gather {
 
 fn total(frames: &[Bytes]) -> u64 {
     frames.iter().map(|frame| frame.len() as u64).sum()
-}
-
-fn push_head(head: &Head<'_>, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
-    let mut frame = BytesMut::new();
-    encode_head(head, 0, &mut frame)?;
-    out.push(frame.freeze());
-    Ok(())
 }

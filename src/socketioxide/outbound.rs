@@ -13,8 +13,8 @@ use super::book::Keys;
 use super::{Error, RoomcastAdapterCtr as State};
 use crate::core::frame::{BroadcastHead, MAX_ROOMS, PayloadKind};
 use crate::error::DropReason;
-use crate::hub::Receipt;
 use crate::hub::waits::Waits;
+use crate::hub::{Receipt, scope};
 use crate::ids::Namespace;
 
 /// Where a broadcast goes.
@@ -64,6 +64,7 @@ impl<E> RoomcastAdapter<E> {
     ) -> Result<Option<Outgoing>, Error> {
         let target = self.target(opts);
         if matches!(target, Target::Here) {
+            self.state().hub.counters.emits.local.fetch_add(1, Ordering::Relaxed);
             return Ok(None);
         }
         let (PacketData::Event(value, None) | PacketData::BinaryEvent(value, None)) = &packet.inner else {
@@ -120,7 +121,7 @@ impl<E> RoomcastAdapter<E> {
         let Some((ns, keys)) = self.place(target, &opts) else { return Ok(Default::default()) };
         if copies(&value) && !hub.wants(ns, &keys) {
             // What the hub would say, without the copy.
-            hub.counters.unwanted.fetch_add(1, Ordering::Relaxed);
+            hub.counters.emits.count(scope(ns, &keys), 0);
             return Ok(Default::default());
         }
         let (kind, payload, attachments) = encode(value);

@@ -181,7 +181,7 @@ impl CounterReport {
         let counters = &hub.counters;
         Self {
             emits: counters.emits(),
-            heads_encoded: get(&counters.encoded),
+            heads_encoded: counters.encoded(),
             drops: get(&counters.drops),
             delivered: get(&counters.delivered),
             no_namespace: get(&counters.no_namespace),

@@ -13,7 +13,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::Report;
+use super::{Report, scrape};
 use crate::hub::lock;
 use crate::node::Node;
 
@@ -108,7 +108,7 @@ pub async fn serve(node: &Node, config: impl Into<StatusConfig>) -> io::Result<S
     Ok(StatusServer { addr, source, _running: running })
 }
 
-/// The routes `/status`, `/livez` and `/readyz`, to mount in a server of your own. It holds a clone of `node`, which
+/// The routes `/status`, `/metrics`, `/livez` and `/readyz`, to mount in a server of your own. It holds a clone of `node`, which
 /// does not stop by itself while the router lives.
 pub fn router(node: &Node) -> Router {
     routes(&Arc::new(Mutex::new(Some(node.clone()))))
@@ -117,6 +117,7 @@ pub fn router(node: &Node) -> Router {
 fn routes(source: &Source) -> Router {
     Router::new()
         .route("/status", get(status))
+        .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(Arc::clone(source))
@@ -145,6 +146,21 @@ async fn status(State(source): State<Source>) -> Response {
                 (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
             ];
             (headers, json).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// The metrics, for Prometheus.
+async fn metrics(State(source): State<Source>) -> Response {
+    let Some(node) = current(&source) else { return stopped() };
+    match scrape::text(&node) {
+        Ok(text) => {
+            let headers = [
+                (header::CONTENT_TYPE, HeaderValue::from_static(scrape::CONTENT_TYPE)),
+                (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+            ];
+            (headers, text).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

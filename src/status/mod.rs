@@ -1,11 +1,16 @@
 //! What a node says about itself: read only, from published state; it never touches the way of a message.
 //!
-//! [`Report`] is the whole of it. With the feature `status`, [`serve`] answers `GET /status`, `/livez` and `/readyz`.
+//! [`Report`] is the whole of it. With the feature `status`, [`serve`] answers `GET /status`, `/metrics`, `/livez`
+//! and `/readyz`.
 
 mod collect;
 #[cfg(feature = "status")]
 mod http;
+#[cfg(feature = "status")]
+mod metrics;
 mod report;
+#[cfg(feature = "status")]
+mod scrape;
 
 #[cfg(feature = "status")]
 pub use http::{StatusConfig, StatusServer, router, serve};

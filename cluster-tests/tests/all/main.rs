@@ -19,6 +19,7 @@ mod hostile;
 mod isolation;
 mod links;
 mod lives;
+mod metrics;
 mod netns;
 mod operations;
 mod operations_js;

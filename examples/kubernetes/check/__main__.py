@@ -17,6 +17,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
+import alerts
 import crds
 import mutations
 import render
@@ -45,6 +46,7 @@ def main():
             rendered[name] = objects
             failed |= report(name, objects, errors)
     failed |= mutations.survive(rendered, lambda objects: find_errors(objects, product))
+    failed |= alerts.fail()
     for name in product.notes():
         print(f"note: {name} is in the sources now: take it out of PLANNED in check/product.py")
     for name in sorted(product.planned - product.routes - product.variables):

@@ -73,6 +73,7 @@ MUTATIONS = [
     ("cert-manager", lambda o: put(o.spec("Certificate", NODE), "dnsName", "x"), "'dnsName' was unexpected"),
     ("cert-manager", lambda o: put(o.spec("Issuer", "chat-ca"), "selfSigned", {}), "$.spec"),
     ("prometheus", lambda o: put(o.spec("ServiceMonitor"), "endpoints", 0, "interval", "15"), "interval"),
+    ("prometheus", lambda o: put(o.spec("PrometheusRule"), "groups", 0, "rules", 0, "for", "2"), "for"),
     # Selectors.
     (TOP, lambda o: put(o.spec("Deployment"), "template", "metadata", "labels", LABEL, "x"), "its selector does not"),
     (TOP, lambda o: put(o.spec("Service"), "selector", LABEL, "x"), "Service/chat: its selector matches no pod"),

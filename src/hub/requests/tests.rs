@@ -421,7 +421,7 @@ async fn a_question_that_makes_room_for_others_is_not_waited_for() {
     let mut asked = pair.ask(8, None, false);
     pair.a.offer(&full, &Head::Answer { id: u64::MAX }, &Bytes::from(vec![0; (1 << 20) - 16])).unwrap();
     // As the writer does.
-    assert_eq!((full.given_up().displaced, full.take(usize::MAX, &mut Vec::new())), (1, 1));
+    assert_eq!((full.given_up().displaced, full.take(usize::MAX, &mut Vec::new()).lost), (1, 1));
     pair.a.no_answers(&full, MissingReason::Lost);
     settle(&pair).await;
     while asked.next().await.is_some() {}

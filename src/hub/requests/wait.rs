@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
@@ -172,6 +173,7 @@ impl Asked {
         }
         let due = self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
         if due {
+            self.hub.counters.requests_timed_out.fetch_add(1, Ordering::Relaxed);
             self.give_up(MissingReason::TimedOut);
             // Something may have come in between.
             return self.poll_next(cx);
