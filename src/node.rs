@@ -19,6 +19,7 @@ use crate::actors::links::LinkTable;
 use crate::actors::listeners::{self, Recipient};
 use crate::actors::membership::Drain;
 use crate::actors::system::{self, Actors};
+use crate::core::link::LinkState;
 use crate::core::members::Member;
 use crate::core::watchdog::Watched;
 use crate::error::{IdError, StartError};
@@ -63,6 +64,8 @@ struct Inner {
     discovery: Arc<DiscoveryShared>,
     /// How many seeds were given.
     seeds: usize,
+    /// Whether the node has found another one, or does not wait for one any more. Stays true.
+    settled_in: AtomicBool,
     namespaces: Mutex<HashMap<Arc<str>, std::sync::Weak<crate::plain::Inner>>>,
     local: SocketAddr,
     advertise: SocketAddr,
@@ -216,13 +219,30 @@ impl Node {
         NamespaceHandle::open(&self.inner.hub, &self.inner.namespaces, path.as_ref())
     }
 
-    /// Whether the node takes part in its cluster: it listens, does not leave, has looked at its seeds once, and is not
-    /// refused because another process with its id is newer.
+    /// Whether the node takes part in its cluster and can be sent clients: it listens, does not leave, is not refused because
+    /// another process with its id is newer, and has found its place: it has a link to another node and knows its rooms, or
+    /// its seeds lead to nobody else, or it has waited for [`Config::ready_wait`](crate::Config::ready_wait). Once it has
+    /// found its place, it is ready without other nodes, too.
     pub fn is_ready(&self) -> bool {
-        let seeds = self.inner.discovery.snapshot();
-        // Discovery lists the seeds when it begins, which may be a moment after the start.
-        let looked = seeds.len() == self.inner.seeds && seeds.iter().all(|seed| seed.rounds > 0);
-        *self.inner.state.borrow() == NodeState::Running && looked && self.conflict().is_none()
+        *self.inner.state.borrow() == NodeState::Running && self.has_settled_in() && self.conflict().is_none()
+    }
+
+    fn has_settled_in(&self) -> bool {
+        let inner = &self.inner;
+        if inner.settled_in.load(Ordering::Relaxed) {
+            return true;
+        }
+        let waited = || u128::from(inner.hub.now_ms()) >= inner.hub.config.ready_wait.0.as_millis();
+        let linked = || inner.hub.peers().iter().any(|peer| peer.state() == LinkState::Up);
+        let own = || discovery::own_addresses(inner.advertise, inner.local);
+        let settled = linked() || inner.discovery.only_own(inner.seeds, &own()) || waited();
+        inner.settled_in.fetch_or(settled, Ordering::Relaxed);
+        settled
+    }
+
+    /// Whether the node listens: from its start until it has stopped, whatever becomes of its links.
+    pub fn is_listening(&self) -> bool {
+        *self.inner.state.borrow() != NodeState::Stopped
     }
 
     /// Why the cluster refuses this node for another process with its id, by its own line in the list of members.
@@ -532,6 +552,7 @@ impl NodeBuilder {
                 actors,
                 discovery,
                 seeds: seed_count,
+                settled_in: AtomicBool::new(false),
                 namespaces: Mutex::default(),
                 local,
                 advertise,

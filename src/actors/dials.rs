@@ -190,7 +190,14 @@ mod tests {
     fn seed(source: &str, ports: &[u16], error: Option<&str>) -> DiscoveryState {
         let addresses = ports.iter().map(|port| addr(*port)).collect();
         let last_error = error.map(str::to_owned);
-        DiscoveryState { source: source.to_owned(), last_success: None, last_error, addresses, rounds: 1 }
+        DiscoveryState {
+            source: source.to_owned(),
+            last_success: None,
+            last_error,
+            addresses,
+            rounds: 1,
+            answered: true,
+        }
     }
 
     #[test]
