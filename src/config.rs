@@ -1,10 +1,13 @@
 //! One configuration, made of each part's own. Every limit says what it costs.
 
+pub(crate) mod env;
+
 use std::time::Duration;
 
 use crate::core::interest::InterestConfig;
 use crate::core::link::BackoffConfig;
 use crate::core::members::MembersConfig;
+pub use crate::core::slices::DrainConfig;
 use crate::gossip::GossipConfig;
 use crate::gossip::discovery::DiscoveryConfig;
 use crate::quic::endpoint::QuicConfig;
@@ -28,6 +31,8 @@ pub struct Config {
     pub members: MembersConfig,
     /// This node's own rooms.
     pub interest: InterestConfig,
+    /// How clients are let go when the node leaves.
+    pub drain: DrainConfig,
     /// Events that a slow listener may be behind before it misses some. Default is 1,024.
     /// Cost: about 100 bytes each, once per node.
     pub event_buffer: EventBuffer,

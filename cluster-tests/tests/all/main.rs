@@ -16,6 +16,7 @@ mod formation;
 mod fronts;
 mod healing;
 mod hostile;
+mod leaving;
 mod links;
 mod lives;
 mod operations;
