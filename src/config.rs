@@ -1,10 +1,13 @@
 //! One configuration, made of each part's own. Every limit says what it costs.
 
+pub(crate) mod env;
+
 use std::time::Duration;
 
 use crate::core::interest::InterestConfig;
 use crate::core::link::BackoffConfig;
 use crate::core::members::MembersConfig;
+pub use crate::core::slices::DrainConfig;
 use crate::gossip::GossipConfig;
 use crate::gossip::discovery::DiscoveryConfig;
 use crate::quic::endpoint::QuicConfig;
@@ -28,6 +31,8 @@ pub struct Config {
     pub members: MembersConfig,
     /// This node's own rooms.
     pub interest: InterestConfig,
+    /// How clients are let go when the node leaves.
+    pub drain: DrainConfig,
     /// Events that a slow listener may be behind before it misses some. Default is 1,024.
     /// Cost: about 100 bytes each, once per node.
     pub event_buffer: EventBuffer,
@@ -40,6 +45,20 @@ pub struct Config {
     /// How long a part of this node (an actor, gossip, the tokio runtime) may not run before the node is no longer live.
     /// Default is 5 s, the least is 1 s. Time in which the whole process stood still does not count.
     pub watchdog_limit: WatchdogLimit,
+    /// How long after its start a node waits for another one before it counts as ready without. Default is 10 s. It waits for
+    /// nobody when it has no seeds, or when all of them lead to this node itself. Cost of less: a node that has not found
+    /// its cluster yet is sent clients.
+    pub ready_wait: ReadyWait,
+}
+
+/// See [`Config::ready_wait`].
+#[derive(Debug, Clone, Copy)]
+pub struct ReadyWait(pub Duration);
+
+impl Default for ReadyWait {
+    fn default() -> Self {
+        Self(Duration::from_secs(10))
+    }
 }
 
 /// See [`Config::watchdog_limit`].

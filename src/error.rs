@@ -10,6 +10,42 @@ pub use crate::ids::IdError;
 use crate::ids::{Incarnation, NodeId};
 use crate::plain::EmitError;
 
+/// Why the settings could not be taken from the environment. No node was started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnvError {
+    /// A variable with our prefix that nothing reads. No node was started.
+    #[error("read {name}: it is not a setting; did you mean {nearest}? docs/operations.md lists all of them")]
+    Unknown {
+        /// The variable.
+        name: String,
+        /// The known one that is most like it.
+        nearest: String,
+    },
+    /// A value that cannot be used. No node was started.
+    #[error("use {name}={value:?}: {reason}")]
+    Value {
+        /// The variable.
+        name: String,
+        /// Its value, cut to 100 characters. Never that of a secret.
+        value: String,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+    /// A value that is not UTF-8. No node was started.
+    #[error("use {name}: its value is not UTF-8")]
+    Encoding {
+        /// The variable.
+        name: String,
+    },
+    /// Variables that do not go together, or not alone. No node was started.
+    #[error("use {0}")]
+    Together(&'static str),
+    /// The secret cannot be used. No node was started.
+    #[error(transparent)]
+    Secret(#[from] crate::quic::tls::SecretError),
+}
+
 /// Why a node did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -41,6 +41,7 @@
 //! * [`servers`]: events for the servers themselves (`hub/handlers.rs`: who handles them).
 //! * `socketioxide`: the front for socketioxide.
 //! * `status`: the status endpoint.
+//! * `connections`: connections of clients that are closed a few at a time.
 //!
 //! # Life of an emit
 //!
@@ -59,6 +60,8 @@
 
 pub(crate) mod actors;
 pub mod config;
+#[cfg(feature = "status")]
+pub mod connections;
 pub mod core;
 pub mod emitter;
 pub mod error;
@@ -78,13 +81,13 @@ pub mod status;
 pub use config::Config;
 pub use core::members::{Member as ClusterMember, MemberState};
 pub use emitter::{Emitter, EmitterBuilder, Parser};
-pub use error::{AskError, DataError, DropReason, IdError, StartError};
+pub use error::{AskError, DataError, DropReason, EnvError, IdError, StartError};
 pub use event::{Event, Events, RoomEvent, RoomEvents};
 pub use hub::Receipt;
 pub use hub::cluster_rooms::RoomWatch;
 pub use hub::requests::{Missing, MissingReason};
 pub use ids::{Incarnation, NodeId};
-pub use node::{Node, NodeBuilder};
+pub use node::{ClientSlices, Node, NodeBuilder};
 pub use plain::{
     AckError, AckSender, Acks, Emit, EmitError, Gathered, Member, MemberAck, MemberId,
     NamespaceHandle as Namespace, Rooms, Sink, SocketInfo,

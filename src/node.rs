@@ -2,6 +2,7 @@
 
 mod builder;
 mod servers;
+mod slices;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +18,11 @@ use tokio::task::JoinHandle;
 use crate::actors::incoming;
 use crate::actors::links::LinkTable;
 use crate::actors::listeners::{self, Recipient};
-use crate::actors::membership::Drain;
+use crate::actors::membership::{Drain, Leave};
 use crate::actors::system::{self, Actors};
+use crate::core::link::LinkState;
 use crate::core::members::Member;
+use crate::core::slices::Slices;
 use crate::core::watchdog::Watched;
 use crate::error::{IdError, StartError};
 use crate::event::{Event, Events, RoomEvent, RoomEvents};
@@ -36,6 +39,7 @@ use crate::quic::handshake::{Card, CloseCode};
 use crate::quic::tls::{ClusterName, Identity};
 pub use builder::NodeBuilder;
 use builder::advertised;
+pub use slices::ClientSlices;
 
 /// Addresses that gossip and discovery want to reach and that wait to be dialled. More are dropped: both ask again.
 const WANTED: usize = 256;
@@ -63,6 +67,8 @@ struct Inner {
     discovery: Arc<DiscoveryShared>,
     /// How many seeds were given.
     seeds: usize,
+    /// Whether the node has found another one, or does not wait for one any more. Stays true.
+    settled_in: AtomicBool,
     namespaces: Mutex<HashMap<Arc<str>, std::sync::Weak<crate::plain::Inner>>>,
     local: SocketAddr,
     advertise: SocketAddr,
@@ -78,6 +84,9 @@ struct Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NodeState {
     Running,
+    /// It has said that it leaves; its links stand.
+    Leaving,
+    /// No new links: what is queued goes out.
     Draining,
     Stopped,
 }
@@ -216,13 +225,30 @@ impl Node {
         NamespaceHandle::open(&self.inner.hub, &self.inner.namespaces, path.as_ref())
     }
 
-    /// Whether the node takes part in its cluster: it listens, does not leave, has looked at its seeds once, and is not
-    /// refused because another process with its id is newer.
+    /// Whether the node takes part in its cluster and can be sent clients: it listens, does not leave, is not refused because
+    /// another process with its id is newer, and has found its place: it has a link to another node and knows its rooms, or
+    /// its seeds lead to nobody else, or it has waited for [`Config::ready_wait`](crate::Config::ready_wait). Once it has
+    /// found its place, it is ready without other nodes, too.
     pub fn is_ready(&self) -> bool {
-        let seeds = self.inner.discovery.snapshot();
-        // Discovery lists the seeds when it begins, which may be a moment after the start.
-        let looked = seeds.len() == self.inner.seeds && seeds.iter().all(|seed| seed.rounds > 0);
-        *self.inner.state.borrow() == NodeState::Running && looked && self.conflict().is_none()
+        *self.inner.state.borrow() == NodeState::Running && self.has_settled_in() && self.conflict().is_none()
+    }
+
+    fn has_settled_in(&self) -> bool {
+        let inner = &self.inner;
+        if inner.settled_in.load(Ordering::Relaxed) {
+            return true;
+        }
+        let waited = || u128::from(inner.hub.now_ms()) >= inner.hub.config.ready_wait.0.as_millis();
+        let linked = || inner.hub.peers().iter().any(|peer| peer.state() == LinkState::Up);
+        let own = || discovery::own_addresses(inner.advertise, inner.local);
+        let settled = linked() || inner.discovery.only_own(inner.seeds, &own()) || waited();
+        inner.settled_in.fetch_or(settled, Ordering::Relaxed);
+        settled
+    }
+
+    /// Whether the node listens: from its start until it has stopped, whatever becomes of its links.
+    pub fn is_listening(&self) -> bool {
+        *self.inner.state.borrow() != NodeState::Stopped
     }
 
     /// Why the cluster refuses this node for another process with its id, by its own line in the list of members.
@@ -306,25 +332,69 @@ impl Node {
         *self.inner.state.borrow() != NodeState::Running
     }
 
-    /// Leaves the cluster without losing anything: tells the others, takes no new links, waits until they have
-    /// acknowledged what was queued for them (at most [`crate::config::LinkConfig::drain_timeout`]), and closes the
-    /// links. Calling it again waits for nothing. Afterwards call [`stop`](Self::stop) or drop the node.
+    /// Says that this node leaves: it is unready at once, other nodes list it as leaving, and it looks for nobody any more. Its
+    /// links stand, and are made anew should they break, so that everything goes on until [`drain`](Self::drain). In between,
+    /// let your clients go: [`client_slices`](Self::client_slices). Calling it again does nothing.
+    ///
+    /// ```no_run
+    /// # async fn doc(node: roomcast::Node) -> std::io::Result<()> {
+    /// use tokio::signal::unix::{SignalKind, signal};
+    ///
+    /// let mut terminate = signal(SignalKind::terminate())?;
+    /// terminate.recv().await;
+    /// let leave = async {
+    ///     node.leave().await;
+    ///     // Let the clients go, then:
+    ///     node.drain().await;
+    ///     node.stop().await;
+    /// };
+    /// tokio::select! {
+    ///     () = leave => Ok(()),
+    ///     // Whoever asks twice does not want to wait.
+    ///     _ = terminate.recv() => std::process::exit(1),
+    /// }
+    /// # }
+    /// ```
+    pub async fn leave(&self) {
+        if self.step(NodeState::Running, NodeState::Leaving) {
+            tracing::info!(node = %self.id(), "leaving the cluster");
+            let _ = self.inner.actors.membership.send(Leave).await;
+            self.inner.gossip.set_leaving().await;
+        }
+    }
+
+    /// When to close how many of so many clients, as [`Config::drain`](crate::Config::drain) says: a few at a time, so that
+    /// they do not all come to the other nodes at once. For servers on axum
+    /// `roomcast::connections::Connections` does it.
+    ///
+    /// ```no_run
+    /// # async fn doc(node: roomcast::Node, mut clients: Vec<roomcast::Member>) {
+    /// node.leave().await;
+    /// let mut slices = node.client_slices(clients.len());
+    /// while let Some(slice) = slices.next().await {
+    ///     // Tell them to come back elsewhere. A member that is dropped is disconnected.
+    ///     clients.truncate(clients.len() - slice);
+    /// }
+    /// node.drain().await;
+    /// # }
+    /// ```
+    pub fn client_slices(&self, clients: usize) -> ClientSlices {
+        let config = &self.inner.hub.config;
+        ClientSlices::new(Slices::new(&config.drain, clients), config.discovery.jitter_seed)
+    }
+
+    /// Leaves the cluster without losing anything: tells the others ([`leave`](Self::leave)), takes no new links, waits
+    /// until they have acknowledged what was queued for them (at most
+    /// [`crate::config::LinkConfig::drain_timeout`]), and closes the links. Calling it again waits for nothing. Afterwards
+    /// call [`stop`](Self::stop) or drop the node.
     pub async fn drain(&self) {
-        let was_running = self.inner.state.send_if_modified(|state| {
-            let running = *state == NodeState::Running;
-            if running {
-                *state = NodeState::Draining;
-            }
-            running
-        });
-        if !was_running {
+        self.leave().await;
+        if !self.step(NodeState::Leaving, NodeState::Draining) {
             return;
         }
-        tracing::info!(node = %self.id(), "leaving the cluster");
         let letter = self.inner.hub.membership_mailbox.letter();
         let _ = self.inner.actors.membership.send(Drain).await;
         drop(letter);
-        self.inner.gossip.set_leaving().await;
         // Each for itself: one that is away or frozen must not cost the others their goodbye.
         let (begun, limit) = (tokio::time::Instant::now(), self.inner.hub.config.link.drain_timeout);
         // First the emitters: what still comes from them is for the others. They get half of the time.
@@ -337,6 +407,17 @@ impl Node {
         for peer in guests.into_iter().chain(self.inner.hub.peers()) {
             peer.close_link(CloseCode::Left, "the node leaves");
         }
+    }
+
+    /// Goes from one state to the next; returns whether it was in that state.
+    fn step(&self, from: NodeState, to: NodeState) -> bool {
+        self.inner.state.send_if_modified(|state| {
+            let steps = *state == from;
+            if steps {
+                *state = to;
+            }
+            steps
+        })
     }
 
     /// Stops at once: closes the links and the socket. What was queued and not sent is lost; [`drain`](Self::drain)
@@ -540,6 +621,7 @@ impl NodeBuilder {
                 actors,
                 discovery,
                 seeds: seed_count,
+                settled_in: AtomicBool::new(false),
                 namespaces: Mutex::default(),
                 local,
                 advertise,

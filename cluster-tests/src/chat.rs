@@ -22,6 +22,8 @@ pub struct ChatCluster {
     pub secret: ClusterSecret,
     /// `common` or `msgpack`.
     pub parser: &'static str,
+    /// More variables of their environment, for example settings. Default is none.
+    pub settings: Vec<(&'static str, &'static str)>,
     ip: IpAddr,
 }
 
@@ -49,7 +51,7 @@ impl ChatCluster {
     pub fn new(parser: &'static str) -> Self {
         chat_program();
         let secret = ClusterSecret::generate().expect("the system has random numbers");
-        Self { secret, parser, ip: own_ip() }
+        Self { secret, parser, settings: Vec::new(), ip: own_ip() }
     }
 
     /// Starts a node, and waits until it serves.
@@ -85,6 +87,7 @@ impl ChatCluster {
             command.arg("--seed").arg(seed.to_string());
         }
         command.env("ROOMCAST_SECRET", self.secret.to_text()).env("RUST_LOG", "info").env("NO_COLOR", "1");
+        command.envs(self.settings.iter().copied());
         command
     }
 

@@ -9,7 +9,7 @@ use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use roomcast::{ClusterMember, ClusterSecret, MemberState, Node};
+use roomcast::{ClusterMember, ClusterSecret, MemberState, Node, NodeBuilder};
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
@@ -18,6 +18,8 @@ use crate::server::{Server, Sockets};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
+/// Variables with the prefix of the nodes that are not theirs: two of this program, one of the tests that start it.
+const OTHERS: &[&str] = &["ROOMCAST_HTTP", "ROOMCAST_ADMIN", "ROOMCAST_REQUIRE_ALL"];
 /// The command line is wrong.
 const USAGE: u8 = 2;
 
@@ -30,7 +32,7 @@ async fn main() -> ExitCode {
         .with_ansi(!plain && std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let command = match args::parse(std::env::args().skip(1)) {
+    let command = match args::parse(std::env::args().skip(1), |name| std::env::var(name).ok()) {
         Ok(command) => command,
         Err(error) => return usage(&error),
     };
@@ -40,14 +42,7 @@ async fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Command::Three { parser } => three(parser).await,
-        Command::Node(args) => {
-            if args.secret_file.is_none() && std::env::var_os("ROOMCAST_SECRET").is_none() {
-                return usage(
-                    "--node needs the secret of the cluster: set ROOMCAST_SECRET or give --secret-file",
-                );
-            }
-            one(*args).await
-        }
+        Command::Node(args) => one(*args).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -96,10 +91,14 @@ async fn three(parser: Parser) -> Result<(), BoxError> {
         say(format_args!("node {id}  chat http://{http}/  status http://{admin}/status  QUIC {quic}"));
         servers.push(server);
     }
-    stopped().await?;
-    for server in servers {
-        server.stop().await;
-    }
+    let mut signals = Signals::new()?;
+    signals.next().await;
+    let stop = async {
+        for server in servers {
+            server.stop().await;
+        }
+    };
+    signals.or_at_once(stop).await;
     Ok(())
 }
 
@@ -109,37 +108,85 @@ fn is_linked(node: &Node, other: &ClusterMember) -> bool {
 
 /// One node of a cluster of processes.
 async fn one(args: NodeArgs) -> Result<(), BoxError> {
-    let secret = match &args.secret_file {
-        Some(file) => ClusterSecret::from_file(file)?,
-        None => ClusterSecret::from_env("ROOMCAST_SECRET")?,
-    };
+    let builder = builder(&args)?;
+    let mut signals = Signals::new()?;
     // Before the other nodes and clients hear of this one.
     let sockets = Sockets::bind(args.http, args.admin).await?;
-    let mut builder = Node::builder().cluster(args.cluster).id(args.id).listen(args.listen).seeds(args.seeds);
-    if let Some(advertise) = args.advertise {
-        builder = builder.advertise(advertise);
-    }
-    let node = builder.secret(secret).start().await?;
+    let node = builder.start().await?;
     let server = Server::start(node, sockets, args.parser).await?;
     let (http, admin, listen) = (server.http(), server.admin(), server.node().local_addr());
     say(format_args!("ready http={http} admin={admin} listen={listen}"));
-    stopped().await?;
-    server.stop().await;
+    signals.next().await;
+    signals.or_at_once(server.stop()).await;
     Ok(())
 }
 
-/// Waits for Ctrl-C, or for the signal by which Kubernetes and others ask a process to end.
-async fn stopped() -> Result<(), BoxError> {
+/// The environment, and what the command line says instead.
+fn builder(args: &NodeArgs) -> Result<NodeBuilder, BoxError> {
+    let mut builder = NodeBuilder::from_env_beside(OTHERS)?;
+    if let Some(id) = &args.id {
+        builder = builder.id(id);
+    }
+    if let Some(cluster) = &args.cluster {
+        builder = builder.cluster(cluster);
+    }
+    if let Some(listen) = args.listen {
+        builder = builder.listen(listen);
+    }
+    if let Some(advertise) = &args.advertise {
+        builder = builder.advertise(advertise);
+    }
+    if !args.seeds.is_empty() {
+        builder = builder.clear_seeds().seeds(&args.seeds);
+    }
+    if let Some(file) = &args.secret_file {
+        builder = builder.secret(ClusterSecret::from_file(file)?);
+    }
+    Ok(builder)
+}
+
+/// Ctrl-C, and the signal by which Kubernetes and others ask a process to end.
+struct Signals {
     #[cfg(unix)]
-    {
+    all: [tokio::signal::unix::Signal; 2],
+}
+
+impl Signals {
+    /// From now on the signals do not end the process by themselves.
+    #[cfg(unix)]
+    fn new() -> Result<Self, BoxError> {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
+        Ok(Self { all: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?] })
+    }
+
+    #[cfg(not(unix))]
+    fn new() -> Result<Self, BoxError> {
+        Ok(Self {})
+    }
+
+    /// Waits for the next of them.
+    #[cfg(unix)]
+    async fn next(&mut self) {
+        let [terminate, interrupt] = &mut self.all;
         tokio::select! {
-            result = tokio::signal::ctrl_c() => result?,
             _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
         }
     }
+
     #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await?;
-    Ok(())
+    async fn next(&mut self) {
+        let _ = tokio::signal::ctrl_c().await;
+    }
+
+    /// Stops in order, unless somebody asks once more.
+    async fn or_at_once(mut self, stop: impl Future<Output = ()>) {
+        tokio::select! {
+            () = stop => (),
+            () = self.next() => {
+                eprintln!("chat: asked twice to end, so it ends at once");
+                std::process::exit(1);
+            }
+        }
+    }
 }

@@ -13,6 +13,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use futures_core::Stream;
 use roomcast::Node;
+use roomcast::connections::Connections;
 use roomcast::socketioxide::{
     Adapter, RoomcastAdapter, RoomcastAdapterConfig, RoomcastAdapterCtr, Socket, with_answers,
 };
@@ -22,7 +23,6 @@ use socketioxide::handler::ConnectHandler;
 use socketioxide::socket::Sid;
 use socketioxide::{ParserConfig, ParserError, SocketIo};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -73,7 +73,7 @@ pub(crate) struct Server {
     http: SocketAddr,
     admin: SocketAddr,
     io: SocketIo<Adapter>,
-    stop_listening: oneshot::Sender<()>,
+    connections: Connections,
     /// They end with the server.
     tasks: JoinSet<()>,
 }
@@ -159,14 +159,14 @@ impl Server {
         });
         let page = PAGE.replace("{{node}}", node.id().as_str()).replace("{{parser}}", parser.name());
         let app = Router::new().route("/", get(async move || Html(page))).layer(layer);
-        let (stop_listening, stopped) = oneshot::channel();
+        let connections = Connections::new();
+        let clients = connections.listener(clients);
         tasks.spawn(async move {
-            let stopped = async move { _ = stopped.await };
-            if let Err(error) = axum::serve(clients, app).with_graceful_shutdown(stopped).await {
+            if let Err(error) = axum::serve(clients, app).await {
                 tracing::error!(%error, "no longer serving clients");
             }
         });
-        Ok(Self { node, http, admin, io, stop_listening, tasks })
+        Ok(Self { node, http, admin, io, connections, tasks })
     }
 
     /// The node.
@@ -186,8 +186,10 @@ impl Server {
 
     /// Lets clients go, hands over what is under way to the other nodes, and stops.
     pub(crate) async fn stop(mut self) {
-        // No new clients; those that are here go and come back on another node.
-        let _ = self.stop_listening.send(());
+        // No new clients; those that are here go, a few at a time, and come back on another node.
+        self.node.leave().await;
+        self.connections.stop_accepting();
+        self.connections.close_in_slices(&self.node).await;
         let _ = timeout(CLOSE_TIMEOUT, self.io.close()).await;
         self.node.drain().await;
         self.node.stop().await;

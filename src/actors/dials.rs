@@ -1,5 +1,6 @@
 //! What is known of dialling addresses: how often, how long ago, who was there.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use hashbrown::HashMap;
@@ -13,6 +14,8 @@ use crate::ids::NodeId;
 
 /// The most addresses whose dials are remembered. The oldest that are not in use are forgotten first.
 const MAX_ADDRESSES: usize = 4096;
+/// The most addresses that wait to be dialled. Those beyond are asked for again later.
+const MAX_WAITING: usize = 1024;
 /// How long an address that led to this node itself is left alone.
 const OWN_PAUSE_MS: u64 = 30_000;
 /// A node that is alone for so long says so.
@@ -25,11 +28,15 @@ const MAX_TRIED: usize = 8;
 pub(crate) struct Dials {
     by_addr: HashMap<SocketAddr, Dial>,
     under_way: usize,
+    /// Addresses that were wanted while as many dials as may were under way, in their order, each once.
+    waiting: VecDeque<SocketAddr>,
 }
 
 struct Dial {
     backoff: Backoff,
     under_way: bool,
+    /// It is in the queue.
+    waiting: bool,
     /// When the address was first wanted, or last used.
     since_ms: u64,
     /// The node that was there the last time.
@@ -40,18 +47,40 @@ struct Dial {
 
 impl Dials {
     /// Whether to dial now; counts as begun. Not when it is being dialled, was tried a moment ago, or `limit` dials are
-    /// under way.
-    pub(crate) fn begin(&mut self, addr: SocketAddr, limit: usize, now_ms: u64) -> bool {
-        if self.under_way >= limit {
-            return false;
-        }
+    /// under way: then it waits for its turn, so that many dead addresses do not keep a live one from being dialled. A
+    /// `known` node goes before addresses that are mere hints.
+    pub(crate) fn begin(&mut self, addr: SocketAddr, known: bool, limit: usize, now_ms: u64) -> bool {
+        let free = self.under_way < limit && (known || self.waiting.is_empty());
+        let room = self.waiting.len() < MAX_WAITING;
         let dial = self.at(addr, now_ms);
-        if dial.under_way || dial.backoff.next_ms > now_ms {
+        if dial.under_way || dial.waiting || dial.backoff.next_ms > now_ms {
             return false;
         }
-        dial.under_way = true;
-        self.under_way += 1;
-        true
+        dial.under_way = free;
+        dial.waiting = !free && room;
+        match (free, known) {
+            (true, _) => self.under_way += 1,
+            (false, _) if !room => {}
+            (false, true) => self.waiting.push_front(addr),
+            (false, false) => self.waiting.push_back(addr),
+        }
+        free
+    }
+
+    /// The address whose turn it is, if there is room for one more dial; counts as begun. Those that `skip` names are no
+    /// longer wanted.
+    pub(crate) fn next(&mut self, limit: usize, skip: impl Fn(SocketAddr) -> bool) -> Option<SocketAddr> {
+        while self.under_way < limit {
+            let addr = self.waiting.pop_front()?;
+            let Some(dial) = self.by_addr.get_mut(&addr) else { continue };
+            dial.waiting = false;
+            if !skip(addr) {
+                dial.under_way = true;
+                self.under_way += 1;
+                return Some(addr);
+            }
+        }
+        None
     }
 
     /// A dial ended: with the node that was there, or in vain. Each new reason is logged once.
@@ -146,6 +175,7 @@ impl Dials {
         self.by_addr.entry(addr).or_insert_with(|| Dial {
             backoff: Backoff::default(),
             under_way: false,
+            waiting: false,
             since_ms: now_ms,
             reached: None,
             logged: None,
@@ -153,7 +183,7 @@ impl Dials {
     }
 
     fn forget_oldest(&mut self) {
-        let idle = self.by_addr.iter().filter(|(_, dial)| !dial.under_way);
+        let idle = self.by_addr.iter().filter(|(_, dial)| !dial.under_way && !dial.waiting);
         let mut idle: Vec<_> = idle.map(|(addr, dial)| (dial.since_ms, *addr)).collect();
         idle.sort_unstable();
         for (_, addr) in idle.into_iter().take(MAX_ADDRESSES / 4) {
@@ -198,7 +228,14 @@ mod tests {
     fn seed(source: &str, ports: &[u16], error: Option<&str>) -> DiscoveryState {
         let addresses = ports.iter().map(|port| addr(*port)).collect();
         let last_error = error.map(str::to_owned);
-        DiscoveryState { source: source.to_owned(), last_success: None, last_error, addresses, rounds: 1 }
+        DiscoveryState {
+            source: source.to_owned(),
+            last_success: None,
+            last_error,
+            addresses,
+            rounds: 1,
+            answered: true,
+        }
     }
 
     #[test]
@@ -222,6 +259,41 @@ mod tests {
         let ports: Vec<u16> = (10..40).collect();
         let text = dials.tried(&[seed("many.:7", &ports, None)], addr(9)).unwrap();
         assert!(text.ends_with(", 22 more"), "{text}");
+    }
+
+    #[test]
+    fn everyone_has_a_turn_however_many_are_dead() {
+        let mut dials = Dials::default();
+        let hub = Hub::new(NodeId::new("n").unwrap(), Default::default(), crate::Config::default());
+        // As discovery asks, in the same order again and again; each dial takes 5 s and fails.
+        let (mut dialled, mut now) = (Vec::new(), 0);
+        while !dialled.contains(&addr(200)) {
+            assert!(now < 60_000, "{dialled:?}");
+            let mut under_way: Vec<_> =
+                (1..=200).map(addr).filter(|a| dials.begin(*a, false, 64, now)).collect();
+            under_way.extend(std::iter::from_fn(|| dials.next(64, |_| false)));
+            assert!(under_way.len() <= 64);
+            dialled.extend(&under_way);
+            now += 5_000;
+            for dead in under_way {
+                dials.end(dead, Err(LinkError::Lost("no answer".into())), &hub, now, 0.5);
+            }
+        }
+        assert_eq!(now, 20_000, "200 addresses are four rounds of 64");
+    }
+
+    #[test]
+    fn known_nodes_go_first_and_linked_ones_are_skipped() {
+        let mut dials = Dials::default();
+        assert!(dials.begin(addr(1), false, 1, 0) && !dials.begin(addr(1), false, 1, 0));
+        for hint in [2, 3] {
+            assert!(!dials.begin(addr(hint), false, 1, 0));
+        }
+        assert!(!dials.begin(addr(4), true, 1, 0) && !dials.begin(addr(4), true, 1, 0));
+        assert_eq!(dials.next(1, |_| false), None);
+        assert_eq!(dials.next(2, |_| false), Some(addr(4)));
+        assert_eq!(dials.next(9, |skipped| skipped == addr(2)), Some(addr(3)));
+        assert_eq!(dials.next(9, |_| false), None);
     }
 
     #[test]

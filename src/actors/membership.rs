@@ -72,6 +72,9 @@ pub(crate) struct Membership {
     dials: Dials,
     acquaintances: Acquaintances,
     rng: StdRng,
+    /// The node leaves: it dials only to mend links.
+    leaving: bool,
+    /// And takes no more links at all.
     draining: bool,
     alone: Alone,
     /// The conflict that is published, and when there was the last sign of it.
@@ -107,6 +110,7 @@ impl Membership {
             dials: Dials::default(),
             acquaintances: Acquaintances::default(),
             rng,
+            leaving: false,
             draining: false,
             alone: Alone::default(),
             conflict: None,
@@ -120,13 +124,32 @@ impl Membership {
         self.parts.hub.now_ms()
     }
 
-    /// Dials an address unless it is linked, being dialled, our own, or was tried a moment ago.
-    fn dial(&mut self, addr: SocketAddr, ctx: &mut Context<Self>) {
+    /// Dials an address unless it is linked, being dialled, our own, or was tried a moment ago; when too many dials are under
+    /// way, it waits for its turn. A `known` node goes before hints.
+    fn dial(&mut self, addr: SocketAddr, known: bool, ctx: &mut Context<Self>) {
         let now = self.now_ms();
         let limit = self.parts.hub.config.link.max_dials;
-        if self.draining || self.parts.links.is_linked(addr) || !self.dials.begin(addr, limit, now) {
-            return;
+        if !self.is_unwanted(addr) && self.dials.begin(addr, known, limit, now) {
+            self.begin_dial(addr, ctx);
         }
+    }
+
+    /// Dials whose turn it is.
+    fn dial_waiting(&mut self, ctx: &mut Context<Self>) {
+        let limit = self.parts.hub.config.link.max_dials;
+        let mut dials = std::mem::take(&mut self.dials);
+        while let Some(addr) = dials.next(limit, |addr| self.is_unwanted(addr)) {
+            self.begin_dial(addr, ctx);
+        }
+        self.dials = dials;
+    }
+
+    fn is_unwanted(&self, addr: SocketAddr) -> bool {
+        let mends = || self.peers.values().any(|entry| entry.queue.advertise == addr);
+        self.draining || self.parts.links.is_linked(addr) || (self.leaving && !mends())
+    }
+
+    fn begin_dial(&mut self, addr: SocketAddr, ctx: &mut Context<Self>) {
         tracing::debug!(node = %self.parts.hub.id, %addr, "dialling");
         self.parts.card.nonce += 1;
         let (hub, endpoint) = (Arc::clone(&self.parts.hub), self.parts.endpoint.clone());
@@ -159,7 +182,7 @@ impl Membership {
             }
             let since = self.dials.since_ms(addr, now);
             if self.parts.hub.id < id || now.saturating_sub(since) >= patience {
-                self.dial(addr, ctx);
+                self.dial(addr, true, ctx);
             }
         }
     }
@@ -221,7 +244,7 @@ impl Membership {
 
     /// Publishes the members, this node first.
     fn publish(&mut self) {
-        let own = own_member(&self.parts.hub, &self.parts.card, self.draining);
+        let own = own_member(&self.parts.hub, &self.parts.card, self.leaving);
         let own = Member { conflict: self.conflict.clone(), ..own };
         let members = std::iter::once(own).chain(self.members.iter().cloned()).collect();
         self.parts.published.send_replace(Arc::new(members));
@@ -292,7 +315,7 @@ impl Membership {
             return;
         }
         let asks = self.ticks.is_multiple_of(SEED_TICKS);
-        if !asks || self.draining || self.conflict.is_some() || !self.alone.is_due(now_ms) {
+        if !asks || self.leaving || self.conflict.is_some() || !self.alone.is_due(now_ms) {
             return;
         }
         let own = self.parts.card.advertise;
@@ -398,7 +421,7 @@ impl Membership {
         for seed in self.parts.discovery.snapshot() {
             for addr in seed.addresses {
                 if addr != self.parts.card.advertise && !self.is_alias(addr) {
-                    self.dial(addr, ctx);
+                    self.dial(addr, false, ctx);
                 }
             }
         }
@@ -414,7 +437,7 @@ impl Membership {
         if let Some(addr) = self.acquaintances.next(&visits, now, jitter, is_linked)
             && !self.is_alias(addr)
         {
-            self.dial(addr, ctx);
+            self.dial(addr, false, ctx);
         }
     }
 
@@ -560,7 +583,7 @@ impl Handler<Wanted> for Membership {
     type Result = ();
 
     fn handle(&mut self, Wanted(addr): Wanted, ctx: &mut Self::Context) {
-        self.dial(addr, ctx);
+        self.dial(addr, false, ctx);
     }
 }
 
@@ -628,13 +651,14 @@ struct Dialled {
 impl Handler<Dialled> for Membership {
     type Result = ();
 
-    fn handle(&mut self, Dialled { addr, result }: Dialled, _: &mut Self::Context) {
+    fn handle(&mut self, Dialled { addr, result }: Dialled, ctx: &mut Self::Context) {
         let (now, jitter) = (self.now_ms(), self.rng.random::<f64>());
         match &result {
             Ok(id) => self.acquaintances.found(addr, id),
             Err(error) => self.heard_refusal(error),
         }
         self.dials.end(addr, result, &self.parts.hub, now, jitter);
+        self.dial_waiting(ctx);
     }
 }
 
@@ -713,6 +737,20 @@ impl Handler<Stop> for Membership {
     }
 }
 
+/// The node leaves: it looks for nobody any more, and keeps its links.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Leave;
+
+impl Handler<Leave> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, _: Leave, _: &mut Self::Context) {
+        self.leaving = true;
+        self.publish();
+    }
+}
+
 /// No more new links: the node leaves.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -723,6 +761,5 @@ impl Handler<Drain> for Membership {
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {
         self.draining = true;
-        self.publish();
     }
 }

@@ -10,4 +10,5 @@ pub mod outbox;
 pub mod presence;
 pub mod requests;
 pub mod routes;
+pub mod slices;
 pub mod watchdog;

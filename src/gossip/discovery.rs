@@ -174,6 +174,8 @@ pub struct DiscoveryState {
     pub addresses: Vec<SocketAddr>,
     /// How often it was looked up.
     pub rounds: u64,
+    /// Whether the last lookup was answered, be it without an address. True for an address.
+    pub answered: bool,
 }
 
 /// The states of all seeds, shared by [`run`] and whoever reports them.
@@ -196,8 +198,22 @@ impl DiscoveryShared {
                 last_error: source.last_error.clone(),
                 addresses: source.addresses.iter().copied().collect(),
                 rounds: source.rounds,
+                answered: source.answered,
             };
             sources.iter().map(state).collect()
+        })
+    }
+
+    /// Whether all `seeds` were looked at and say that nobody else is there: each is an address of this node, or its lookup
+    /// was answered and gave no other. Without seeds there is nobody to look for.
+    pub(crate) fn only_own(&self, seeds: usize, own: &[SocketAddr]) -> bool {
+        let own: Vec<SocketAddr> = own.iter().copied().map(canonical).collect();
+        self.with(|sources| {
+            let is_own = |source: &Source| {
+                source.rounds > 0 && source.answered && source.addresses.iter().all(|addr| own.contains(addr))
+            };
+            // They are listed when discovery begins, which may be a moment after the start.
+            sources.len() == seeds && sources.iter().all(is_own)
         })
     }
 
@@ -213,6 +229,8 @@ struct Source {
     last_success: Option<Instant>,
     last_error: Option<String>,
     rounds: u64,
+    /// The last lookup gave an answer, be it an empty one.
+    answered: bool,
     /// The lookup that was started last.
     lookup: Option<AbortHandle>,
 }
@@ -270,7 +288,25 @@ pub async fn run(
 }
 
 /// What a lookup gave: which seed, and addresses or what went wrong.
-type Lookup = (usize, Result<Vec<SocketAddr>, String>);
+type Lookup = (usize, Result<Vec<SocketAddr>, Failed>);
+
+/// Why a lookup gave no address.
+#[derive(Debug)]
+enum Failed {
+    /// There is an answer: none.
+    Empty,
+    /// There is no answer.
+    Error(String),
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the name has no addresses"),
+            Self::Error(error) => f.write_str(error),
+        }
+    }
+}
 
 struct Search<F> {
     own: BTreeSet<SocketAddr>,
@@ -320,7 +356,7 @@ impl<F: Fn(SocketAddr)> Search<F> {
     }
 
     /// Takes what one seed gave and contacts whom it should.
-    fn found(&mut self, index: usize, found: Result<Vec<SocketAddr>, String>, alone: bool) {
+    fn found(&mut self, index: usize, found: Result<Vec<SocketAddr>, Failed>, alone: bool) {
         let wanted: BTreeSet<SocketAddr> = self.state.with(|sources| {
             let known: BTreeSet<SocketAddr> =
                 sources.iter().flat_map(|source| &source.addresses).copied().collect();
@@ -346,17 +382,23 @@ impl Source {
             last_success: None,
             last_error: None,
             rounds: 0,
+            answered: false,
             lookup: None,
         }
     }
 
-    fn take(&mut self, found: Result<Vec<SocketAddr>, String>) {
+    fn take(&mut self, found: Result<Vec<SocketAddr>, Failed>) {
         self.rounds += 1;
+        self.answered = !matches!(found, Err(Failed::Error(_)));
         let found: BTreeSet<SocketAddr> = match found {
             Ok(addresses) => addresses.into_iter().map(canonical).collect(),
             Err(error) => {
-                if self.last_error.is_none() {
-                    tracing::warn!(seed = %self.seed, error, "failed to resolve a seed");
+                let error = error.to_string();
+                match (&self.last_error, self.last_success) {
+                    (Some(_), _) => {}
+                    // At a first start nobody may be registered yet.
+                    (None, None) => tracing::info!(seed = %self.seed, error, "a seed leads nowhere yet"),
+                    (None, Some(_)) => tracing::warn!(seed = %self.seed, error, "failed to resolve a seed"),
                 }
                 self.last_error = Some(error);
                 return;
@@ -377,12 +419,12 @@ async fn resolve(
     host: &str,
     port: u16,
     timeout: Duration,
-) -> Result<Vec<SocketAddr>, String> {
+) -> Result<Vec<SocketAddr>, Failed> {
     match tokio::time::timeout(timeout, resolver.resolve(host, port)).await {
-        Ok(Ok(addresses)) if addresses.is_empty() => Err("the name has no addresses".to_owned()),
+        Ok(Ok(addresses)) if addresses.is_empty() => Err(Failed::Empty),
         Ok(Ok(addresses)) => Ok(addresses),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {timeout:?}")),
+        Ok(Err(error)) => Err(Failed::Error(error.to_string())),
+        Err(_) => Err(Failed::Error(format!("no answer within {timeout:?}"))),
     }
 }
 
@@ -532,6 +574,25 @@ mod tests {
         assert_eq!((state[1].rounds, state[1].last_success), (1, None), "one lookup at a time");
         assert_eq!(state[1].last_error.as_deref(), Some("no answer within 5s"));
         assert_eq!((state[2].rounds, state[2].last_error.clone()), (6, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_is_alone_when_every_answer_says_so() {
+        let own = own_addresses(addr(9), addr(9));
+        let none = start(&[], vec![]);
+        let itself = start(&["10.0.0.1:9", "peers:1"], vec![("peers", VecDeque::from([Ok(vec![addr(9)])]))]);
+        let empty = start(&["peers:1"], vec![("peers", VecDeque::from([Ok(vec![])]))]);
+        let other = start(&["10.0.0.1:8"], vec![]);
+        let failing = start(&["peers:1"], vec![("peers", VecDeque::from([Err("no such host")]))]);
+        let hung = start(&["peers:1"], vec![("peers", VecDeque::new())]);
+        assert!(!itself.state.only_own(2, &own), "it has not begun");
+        pass(0.5).await;
+        assert!(none.state.only_own(0, &own));
+        assert!(itself.state.only_own(2, &own) && !itself.state.only_own(3, &own));
+        assert!(empty.state.only_own(1, &own));
+        for setup in [&other, &failing, &hung] {
+            assert!(!setup.state.only_own(1, &own), "{:?}", setup.state.snapshot());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,15 +1,16 @@
 //! What a node is started with.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use quinn::AsyncUdpSocket;
 
-use crate::config::Config;
-use crate::error::{AdvertiseError, StartError};
-use crate::gossip::discovery::{Resolver, SystemResolver};
-use crate::ids::Incarnation;
-use crate::quic::tls::{ClusterSecret, PemFiles};
+use crate::config::{Config, env};
+use crate::error::{AdvertiseError, EnvError, StartError};
+use crate::gossip::discovery::{Resolver, Seed, SystemResolver};
+use crate::ids::{Incarnation, NodeId};
+use crate::quic::tls::{ClusterName, ClusterSecret, PemFiles};
 
 /// Builds a [`Node`](crate::Node). See the crate's first page for an example.
 pub struct NodeBuilder {
@@ -47,6 +48,115 @@ impl NodeBuilder {
             random_seed: None,
             incarnation: None,
         }
+    }
+
+    /// Takes everything from the environment: `ROOMCAST_ID` (default: `POD_NAME`), `ROOMCAST_CLUSTER`, `ROOMCAST_LISTEN`,
+    /// `ROOMCAST_ADVERTISE` (default: `POD_IP`), `ROOMCAST_SEEDS`, `ROOMCAST_SECRET` or `ROOMCAST_SECRET_FILE` or the three
+    /// `ROOMCAST_CERT_CA`, `ROOMCAST_CERT`, `ROOMCAST_CERT_KEY`, and one variable for each field of [`Config`]:
+    /// `ROOMCAST_LINK_OUTBOX_BYTES=64MiB` for `link.outbox_bytes`. `docs/operations.md` lists all of them.
+    ///
+    /// What is not set, or empty, has its default; methods called on the result come after.
+    ///
+    /// ```no_run
+    /// # async fn doc() -> Result<(), Box<dyn std::error::Error>> {
+    /// let node = roomcast::NodeBuilder::from_env()?.start().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`EnvError`], when a value cannot be used, or a variable that begins with `ROOMCAST_` is not known. The variables
+    /// that Kubernetes sets for a service are left alone. For variables of your own with that prefix see
+    /// [`from_env_beside`](Self::from_env_beside).
+    pub fn from_env() -> Result<Self, EnvError> {
+        Self::from_env_beside(&[])
+    }
+
+    /// As [`from_env`](Self::from_env), where the variables named in `others` are read by somebody else.
+    ///
+    /// # Errors
+    /// As [`from_env`](Self::from_env).
+    pub fn from_env_beside(others: &[&str]) -> Result<Self, EnvError> {
+        Self::from_vars(std::env::vars_os(), others)
+    }
+
+    fn from_vars(
+        vars: impl IntoIterator<Item = (OsString, OsString)>,
+        others: &[&str],
+    ) -> Result<Self, EnvError> {
+        let mut config = Config::default();
+        let names = env::read(vars, others, &mut config)?;
+        let get = |wanted: &str| names.iter().find(|(name, _)| name == wanted).map(|(_, value)| &**value);
+        let either = |wanted, other| {
+            let first = get(wanted).map(|value| (wanted, value));
+            first.or_else(|| get(other).map(|value| (other, value)))
+        };
+        let mut builder = Self::new().config(config);
+        if let Some((name, id)) = either("ROOMCAST_ID", "POD_NAME") {
+            NodeId::new(id).map_err(|_| bad(name, id, "give 1 to 63 letters, digits, '-', '_' or '.'"))?;
+            builder = builder.id(id);
+        }
+        if let Some(cluster) = get("ROOMCAST_CLUSTER") {
+            let wants = "give 1 to 63 of a-z, 0-9 and '-', not '-' at the ends, like \"chat-prod\"";
+            ClusterName::new(cluster).map_err(|_| bad("ROOMCAST_CLUSTER", cluster, wants))?;
+            builder = builder.cluster(cluster);
+        }
+        if let Some(listen) = get("ROOMCAST_LISTEN") {
+            let parsed = listen.parse::<SocketAddr>();
+            parsed.map_err(|_| {
+                bad("ROOMCAST_LISTEN", listen, "give ip:port, for example 0.0.0.0:7946 or [::]:7946")
+            })?;
+            builder = builder.listen(listen);
+        }
+        if let Some((name, advertise)) = either("ROOMCAST_ADVERTISE", "POD_IP") {
+            builder = builder.advertise(dialled(name, advertise)?);
+        }
+        for seed in get("ROOMCAST_SEEDS").into_iter().flat_map(|seeds| seeds.split(',')).map(str::trim) {
+            seed.parse::<Seed>()
+                .map_err(|error| bad("ROOMCAST_SEEDS", seed, &format!("failed to {error}")))?;
+            builder = builder.seeds([seed]);
+        }
+        builder.trust(get)
+    }
+
+    /// Takes the secrets or the certificates.
+    fn trust<'a>(mut self, get: impl Fn(&str) -> Option<&'a str>) -> Result<Self, EnvError> {
+        let parse =
+            |name: &str, text: &str| ClusterSecret::parse_from(text, format!("environment variable {name}"));
+        match (get("ROOMCAST_SECRET"), get("ROOMCAST_SECRET_FILE")) {
+            (Some(_), Some(_)) => {
+                return Err(EnvError::Together("ROOMCAST_SECRET and ROOMCAST_SECRET_FILE: set one of them"));
+            }
+            (Some(text), None) => self.secret = Some(parse("ROOMCAST_SECRET", text)?),
+            (None, Some(file)) => self.secret = Some(ClusterSecret::from_file(file)?),
+            (None, None) => {}
+        }
+        for text in get("ROOMCAST_ALSO_ACCEPT").into_iter().flat_map(|texts| texts.split(',')) {
+            self.accepted.push(parse("ROOMCAST_ALSO_ACCEPT", text)?);
+        }
+        if let Some(file) = get("ROOMCAST_ALSO_ACCEPT_FILE") {
+            self.accepted.push(ClusterSecret::from_file(file)?);
+        }
+        match ["ROOMCAST_CERT_CA", "ROOMCAST_CERT", "ROOMCAST_CERT_KEY"].map(get) {
+            [None, None, None] => {}
+            [Some(ca), Some(cert), Some(key)] => {
+                self.pem = Some(PemFiles { ca: ca.into(), cert: cert.into(), key: key.into() });
+            }
+            _ => {
+                let all = "ROOMCAST_CERT_CA, ROOMCAST_CERT and ROOMCAST_CERT_KEY: set all three or none";
+                return Err(EnvError::Together(all));
+            }
+        }
+        if self.pem.is_some() && (self.secret.is_some() || !self.accepted.is_empty()) {
+            return Err(EnvError::Together("a secret and certificates together: set one or the other"));
+        }
+        Ok(self)
+    }
+
+    /// Forgets the seeds given so far, for example those of the environment.
+    pub fn clear_seeds(mut self) -> Self {
+        self.seeds.clear();
+        self
     }
 
     /// The name of the cluster: 1 to 63 lower-case letters, digits and `-`. Default is `roomcast`. Nodes of other
@@ -146,6 +256,25 @@ impl NodeBuilder {
     }
 }
 
+fn bad(name: &str, value: &str, reason: &str) -> EnvError {
+    let value = value.chars().take(100).collect();
+    EnvError::Value { name: name.to_owned(), value, reason: reason.to_owned() }
+}
+
+/// Checks an address that others are to dial.
+fn dialled<'a>(name: &str, text: &'a str) -> Result<&'a str, EnvError> {
+    let ip = text.parse::<SocketAddr>().map(|addr| addr.ip()).or_else(|_| text.parse::<IpAddr>());
+    match ip {
+        Ok(ip) if ip.is_unspecified() || ip.is_multicast() => Err(bad(
+            name,
+            text,
+            "nobody can dial it: give the address of this machine, in Kubernetes the pod IP",
+        )),
+        Ok(_) => Ok(text),
+        Err(_) => Err(bad(name, text, "give ip or ip:port, for example 10.0.0.7, [fd00::7]:7946 or fd00::7")),
+    }
+}
+
 /// The address to advertise: the one given, or the one listened on.
 pub(super) fn advertised(given: Option<&str>, local: SocketAddr) -> Result<SocketAddr, StartError> {
     let addr = match given {
@@ -167,6 +296,11 @@ pub(super) fn advertised(given: Option<&str>, local: SocketAddr) -> Result<Socke
     if addr.ip().is_unspecified() || addr.port() == 0 {
         let reason =
             "nobody can dial it: pass the address of this machine to .advertise(), in Kubernetes the pod IP";
+        return Err(StartError::Config(AdvertiseError { addr, reason: reason.into() }.to_string()));
+    }
+    if local.is_ipv4() && addr.ip().to_canonical().is_ipv6() {
+        let reason =
+            "nobody can reach it there: it listens on IPv4 only; listen on [::] to be reached on both";
         return Err(StartError::Config(AdvertiseError { addr, reason: reason.into() }.to_string()));
     }
     Ok(addr)
@@ -197,6 +331,70 @@ mod tests {
         let error = advertised(Some("0.0.0.0"), listen).unwrap_err().to_string();
         assert!(error.contains(".advertise()"), "{error}");
         assert!(advertised(Some("nonsense"), listen).unwrap_err().to_string().contains("give ip:port"));
+    }
+
+    #[test]
+    fn who_listens_on_one_family_is_not_dialled_on_the_other() {
+        let v4: SocketAddr = "0.0.0.0:7946".parse().unwrap();
+        let v6: SocketAddr = "[::]:7946".parse().unwrap();
+        assert_eq!(advertised(Some("fd00::7"), v6).unwrap(), "[fd00::7]:7946".parse().unwrap());
+        assert_eq!(advertised(Some("10.0.0.7"), v6).unwrap(), "10.0.0.7:7946".parse().unwrap());
+        assert!(advertised(Some("fd00::7"), v4).unwrap_err().to_string().contains("listen on [::]"));
+    }
+
+    fn from(vars: &[(&str, &str)]) -> Result<NodeBuilder, EnvError> {
+        let vars = vars.iter().map(|(name, value)| (name.into(), value.into()));
+        NodeBuilder::from_vars(vars.collect::<Vec<_>>(), &["ROOMCAST_HTTP"])
+    }
+
+    const SECRET: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+    #[tokio::test]
+    async fn a_pod_is_described_by_its_environment() {
+        let builder = from(&[
+            ("POD_NAME", "chat-7d4b-x2x"),
+            ("POD_IP", "127.0.0.1"),
+            ("ROOMCAST_CLUSTER", "chat"),
+            ("ROOMCAST_LISTEN", "127.0.0.1:0"),
+            ("ROOMCAST_SEEDS", "peers.example.:7946, [fd00::7]:7946"),
+            ("ROOMCAST_SECRET", SECRET),
+            ("ROOMCAST_ALSO_ACCEPT", SECRET),
+            ("ROOMCAST_LINK_MAX_DIALS", "7"),
+            ("ROOMCAST_HTTP", "0.0.0.0:80"),
+        ]);
+        let builder = builder.unwrap();
+        assert_eq!(builder.seeds, ["peers.example.:7946", "[fd00::7]:7946"]);
+        assert_eq!((builder.config.link.max_dials, builder.accepted.len()), (7, 1));
+        let node = builder.clear_seeds().start().await.unwrap();
+        assert_eq!((node.id().as_str(), node.cluster()), ("chat-7d4b-x2x", "chat"));
+        assert_eq!(node.advertise_addr(), node.local_addr());
+        node.stop().await;
+        let named = from(&[("POD_NAME", "pod"), ("ROOMCAST_ID", "given"), ("POD_IP", "fd00::9")]).unwrap();
+        assert_eq!((named.id.as_deref(), named.advertise.as_deref()), (Some("given"), Some("fd00::9")));
+        let pem = [("ROOMCAST_CERT_CA", "/a"), ("ROOMCAST_CERT", "/b"), ("ROOMCAST_CERT_KEY", "/c")];
+        assert_eq!(from(&pem).unwrap().pem.unwrap().key, std::path::Path::new("/c"));
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_environment_is_named() {
+        for (vars, part) in [
+            (&[("ROOMCAST_ID", "a b")][..], "ROOMCAST_ID=\"a b\""),
+            (&[("POD_NAME", "a b")], "POD_NAME"),
+            (&[("ROOMCAST_CLUSTER", "Chat")], "a-z"),
+            (&[("ROOMCAST_LISTEN", "7946")], "0.0.0.0:7946"),
+            (&[("ROOMCAST_ADVERTISE", "0.0.0.0")], "nobody can dial it"),
+            (&[("ROOMCAST_ADVERTISE", "[::]:7946")], "nobody can dial it"),
+            (&[("POD_IP", "pod")], "POD_IP=\"pod\""),
+            (&[("ROOMCAST_SEEDS", "a:1,b")], "\"b\""),
+            (&[("ROOMCAST_SECRET", "xyz-is-secret")], "ROOMCAST_SECRET"),
+            (&[("ROOMCAST_SECRET", SECRET), ("ROOMCAST_SECRET_FILE", "/a")], "set one"),
+            (&[("ROOMCAST_SECRET_FILE", "/does/not/exist")], "/does/not/exist"),
+            (&[("ROOMCAST_CERT", "/a")], "all three"),
+        ] {
+            let error = from(vars).err().unwrap_or_else(|| panic!("{vars:?}")).to_string();
+            assert!(error.contains(part), "{error}");
+            assert!(!error.contains("xyz"), "a secret is never shown: {error}");
+        }
     }
 
     #[tokio::test]

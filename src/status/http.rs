@@ -108,7 +108,7 @@ pub async fn serve(node: &Node, config: impl Into<StatusConfig>) -> io::Result<S
     Ok(StatusServer { addr, source, _running: running })
 }
 
-/// The routes `/status`, `/metrics`, `/livez` and `/readyz`, to mount in a server of your own. It holds a clone of `node`, which
+/// The routes `/status`, `/metrics`, `/startupz`, `/livez` and `/readyz`, to mount in a server of your own. It holds a clone of `node`, which
 /// does not stop by itself while the router lives.
 pub fn router(node: &Node) -> Router {
     routes(&Arc::new(Mutex::new(Some(node.clone()))))
@@ -118,6 +118,7 @@ fn routes(source: &Source) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/metrics", get(metrics))
+        .route("/startupz", get(startupz))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(Arc::clone(source))
@@ -163,6 +164,15 @@ async fn metrics(State(source): State<Source>) -> Response {
             (headers, text).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// 200 once the node listens. A node that could not bind has no endpoint.
+async fn startupz(State(source): State<Source>) -> Response {
+    match current(&source) {
+        Some(node) if node.is_listening() => "ok".into_response(),
+        Some(_) => unavailable("the node has stopped"),
+        None => stopped(),
     }
 }
 
@@ -257,6 +267,7 @@ mod tests {
         let server = serve(&a, loopback()).await.unwrap();
         let addr = server.local_addr();
         assert_eq!(ask(addr, "GET /livez").await.1, "ok");
+        assert_eq!(ask(addr, "GET /startupz").await.1, "ok");
         timeout(Duration::from_secs(10), async {
             while ask(addr, "GET /readyz").await.1 != "ok" {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -270,8 +281,11 @@ mod tests {
         a.drain().await;
         let (head, body) = ask(addr, "GET /readyz").await;
         assert!(head.starts_with("http/1.0 503") && body.contains("leaving"), "{head} {body}");
-        assert_eq!(ask(addr, "GET /livez").await.1, "ok");
+        for path in ["/livez", "/startupz"] {
+            assert_eq!(ask(addr, &format!("GET {path}")).await.1, "ok");
+        }
         a.stop().await;
+        assert!(ask(addr, "GET /startupz").await.0.starts_with("http/1.0 503"));
         assert!(ask(addr, "GET /livez").await.0.starts_with("http/1.0 503"));
         drop(server);
         timeout(Duration::from_secs(10), async {
@@ -281,6 +295,51 @@ mod tests {
         })
         .await
         .expect("the listener closes");
+    }
+
+    /// A node whose only seed is an address where nobody listens, or another node.
+    async fn seeded(id: &str, seed: SocketAddr, ready_wait: Duration) -> Node {
+        let secret = ClusterSecret::from_bytes([7; 32]).unwrap();
+        let mut config = crate::Config::default();
+        config.ready_wait = crate::config::ReadyWait(ready_wait);
+        let builder = Node::builder().cluster("test").id(id).listen("127.0.0.1:0").secret(secret);
+        timeout(Duration::from_secs(20), builder.seeds([seed]).config(config).start()).await.unwrap().unwrap()
+    }
+
+    /// A UDP port that takes everything and says nothing.
+    fn silent() -> std::net::UdpSocket {
+        std::net::UdpSocket::bind(loopback()).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_with_seeds_is_ready_when_it_has_found_another_and_stays_so() {
+        let silent = silent();
+        let long = Duration::from_secs(3600);
+        let lost = seeded("ready-lost", silent.local_addr().unwrap(), long).await;
+        let server = serve(&lost, loopback()).await.unwrap();
+        let first = node("ready-first", None).await;
+        let second = seeded("ready-second", first.local_addr(), long).await;
+        timeout(Duration::from_secs(20), second.ready()).await.unwrap();
+        assert!(second.members().iter().any(|member| member.id == *first.id() && member.linked));
+        // The other goes: that is no reason to be sent no clients.
+        first.stop().await;
+        let alone = |members: &[crate::ClusterMember]| !members.iter().skip(1).any(|member| member.linked);
+        timeout(Duration::from_secs(30), second.members_until(alone)).await.unwrap();
+        assert!(second.is_ready());
+        let (head, body) = ask(server.local_addr(), "GET /readyz").await;
+        assert!(head.starts_with("http/1.0 503") && body.contains("no other node"), "{head} {body}");
+        assert_eq!(ask(server.local_addr(), "GET /startupz").await.1, "ok");
+        lost.stop().await;
+        second.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_finds_nobody_is_ready_after_a_while() {
+        let silent = silent();
+        let waits = seeded("ready-waits", silent.local_addr().unwrap(), Duration::from_secs(1)).await;
+        timeout(Duration::from_secs(20), waits.ready()).await.unwrap();
+        assert!(waits.hub().now_ms() >= 1000);
+        waits.stop().await;
     }
 
     async fn impatient(id: &str) -> Node {
@@ -382,7 +441,9 @@ mod tests {
         let status = ask(server.local_addr(), "GET /status").await.1;
         let report: Report = serde_json::from_str(&status).unwrap();
         assert_eq!((report.conflict, report.ready), (Some(body), false));
-        assert!(!older.is_ready() && newer.is_ready());
+        // The newer one waits for its only seed, which is the other one.
+        timeout(Duration::from_secs(30), newer.ready()).await.unwrap();
+        assert!(!older.is_ready());
         assert_eq!(ask(server.local_addr(), "GET /livez").await.1, "ok", "a restart would not help");
         older.stop().await;
         newer.stop().await;

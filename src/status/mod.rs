@@ -1,7 +1,7 @@
 //! What a node says about itself: read only, from published state; it never touches the way of a message.
 //!
-//! [`Report`] is the whole of it. With the feature `status`, [`serve`] answers `GET /status`, `/metrics`, `/livez`
-//! and `/readyz`.
+//! [`Report`] is the whole of it. With the feature `status`, [`serve`] answers `GET /status`, `/metrics`, `/startupz`,
+//! `/livez` and `/readyz`.
 
 mod collect;
 #[cfg(feature = "status")]

@@ -317,6 +317,14 @@ impl Report {
         }
         let waits: Vec<&str> =
             self.discovery.iter().filter(|seed| seed.rounds == 0).map(|seed| &*seed.source).collect();
-        Some(format!("the node has not looked at all seeds yet: {}", waits.join(", ")))
+        if !waits.is_empty() {
+            return Some(format!("the node has not looked at all seeds yet: {}", waits.join(", ")));
+        }
+        let seed = |seed: &DiscoveryReport| match &seed.last_error {
+            Some(error) => format!("{} ({error})", seed.source),
+            None => seed.source.clone(),
+        };
+        let seeds: Vec<String> = self.discovery.iter().map(seed).collect();
+        Some(format!("no other node is linked and in sync yet; it is looked for at {}", seeds.join(", ")))
     }
 }

@@ -17,6 +17,7 @@ mod fronts;
 mod healing;
 mod hostile;
 mod isolation;
+mod leaving;
 mod links;
 mod lives;
 mod metrics;

@@ -108,7 +108,7 @@ MUTATIONS = [
     ("statefulset", lambda o: put(o.spec("StatefulSet"), "serviceName", "chat"), "no headless service"),
     # Settings.
     (TOP, lambda o: o.container["env"].reverse(), "is not set before it"),
-    (TOP, lambda o: rename_variable(o, "ROOMCAST_ID", "ROOMCAST_NAME"), "name $(ROOMCAST_ID)"),
+    (TOP, lambda o: rename_variable(o, "ROOMCAST_ID", "ROOMCAST_NAME"), "ROOMCAST_NAME: nothing reads"),
     (TOP, lambda o: o.container["env"].append({"name": "ROOMCAST_X", "value": "1"}), "ROOMCAST_X: nothing reads"),
     (TOP, lambda o: o.container["args"].append("--verbose"), "no flag --verbose"),
     (TOP, lambda o: put(o.env("POD_IP"), "valueFrom", "fieldRef", "fieldPath", "status.hostIP"), "POD_IP is not"),

@@ -95,7 +95,8 @@ impl ClusterSecret {
         self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
     }
 
-    fn parse_from(text: &str, origin: String) -> Result<Self, SecretError> {
+    /// As [`ClusterSecret::parse`]; `origin` stands for the text in errors.
+    pub(crate) fn parse_from(text: &str, origin: String) -> Result<Self, SecretError> {
         let text = text.trim().as_bytes();
         let value = |digit: u8| char::from(digit).to_digit(16);
         // Filled in place and owned by `Self` from the start, so that a bad digit late in the text leaves no copy.
