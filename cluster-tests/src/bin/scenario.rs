@@ -15,9 +15,12 @@ use std::time::Duration;
 
 use cluster_tests::harness::scenarios::{self, Scenario};
 use cluster_tests::harness::story::story;
+use cluster_tests::logs;
 use tokio::time::Instant;
 
 fn main() -> ExitCode {
+    // With RUST_LOG, what the nodes log is shown.
+    logs::capture();
     let mut words = std::env::args().skip(1);
     let (name, number) = (words.next(), words.next().map(|word| number_of(&word)));
     let number = match number {
