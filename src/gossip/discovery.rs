@@ -51,7 +51,8 @@ pub enum SeedError {
     BadPort(String),
     /// The name of an SRV record, which is not looked up. Nothing was started.
     #[error(
-        "use {0:?} as a seed: SRV records are not looked up; give the name of the nodes and their port, for example \"peers.example.:7946\""
+        "use {0:?} as a seed: SRV records are not looked up; give the name of the nodes and their port, \
+         for example \"peers.example.:7946\""
     )]
     Srv(String),
     /// The host cannot be a name or an address. Nothing was started.
