@@ -49,6 +49,12 @@ pub enum SeedError {
     /// The port is not a number from 1 to 65535. Nothing was started.
     #[error("use {0:?} as a seed: the port must be 1 to 65535, for example \"peers.example.:7946\"")]
     BadPort(String),
+    /// The name of an SRV record, which is not looked up. Nothing was started.
+    #[error(
+        "use {0:?} as a seed: SRV records are not looked up; give the name of the nodes and their port, \
+         for example \"peers.example.:7946\""
+    )]
+    Srv(String),
     /// The host cannot be a name or an address. Nothing was started.
     #[error(
         "use {0:?} as a seed: not a host; give for example \"peers.example.:7946\" or \"[fd00::7]:7946\""
@@ -68,6 +74,9 @@ impl FromStr for Seed {
         }
         if text.parse::<Ipv6Addr>().is_ok() {
             return Err(SeedError::BadHost(shown()));
+        }
+        if text.starts_with('_') && (text.contains("._udp.") || text.contains("._tcp.")) {
+            return Err(SeedError::Srv(shown()));
         }
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -472,6 +481,9 @@ mod tests {
         }
         for text in ["0.0.0.0:7946", "[::]:7946", ".:1", "224.0.0.1:1"] {
             assert!(matches!(refused(text), SeedError::BadHost(_)), "{text}");
+        }
+        for text in ["_roomcast._udp.peers.example.", "_roomcast._udp.peers.example.:7946"] {
+            assert!(matches!(refused(text), SeedError::Srv(_)), "{text}");
         }
         let text = refused("peer").to_string();
         assert!(text.contains("no port") && text.contains("example"), "{text}");
