@@ -41,6 +41,7 @@
 //! * [`servers`]: events for the servers themselves (`hub/handlers.rs`: who handles them).
 //! * `socketioxide`: the front for socketioxide.
 //! * `status`: the status endpoint.
+//! * `fuzz`: every decoder that bytes from the network reach, for the fuzz targets; no part of the API.
 //!
 //! # Life of an emit
 //!
@@ -63,6 +64,8 @@ pub mod core;
 pub mod emitter;
 pub mod error;
 pub mod event;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gossip;
 #[cfg_attr(not(feature = "socketioxide"), expect(dead_code, reason = "some of it is for that front alone"))]
 pub(crate) mod hub;

@@ -4,6 +4,8 @@
 
 mod collect;
 #[cfg(feature = "status")]
+pub(crate) mod fuzz;
+#[cfg(feature = "status")]
 mod http;
 mod report;
 
