@@ -17,6 +17,7 @@ mod fronts;
 mod fuzz;
 mod healing;
 mod hostile;
+mod insiders;
 mod isolation;
 mod links;
 mod lives;
