@@ -37,4 +37,5 @@ mod settled;
 mod sim;
 mod sockets;
 mod stalls;
+mod supply;
 mod trust;
