@@ -56,9 +56,13 @@ chat:
 kubernetes:
     python3 -m venv target/kubernetes/venv && target/kubernetes/venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement examples/kubernetes/check/requirements.txt && target/kubernetes/venv/bin/python -B examples/kubernetes/check
 
-# A minute of nonsense for the frame decoder; needs the nightly toolchain and cargo-fuzz.
-fuzz:
-    cd cluster-tests && cargo +nightly fuzz run frame -- -max_total_time=60
+# A minute for one fuzz target (frame, hello, interest, gossip, request, answer, admin); needs the nightly toolchain and cargo-fuzz.
+fuzz TARGET="frame":
+    cd cluster-tests && cargo +nightly fuzz run {{TARGET}} -- -max_total_time=60 -max_len=4096
+
+# The same decoders on the stable toolchain, so many seconds for each.
+fuzz-stable SECONDS="60":
+    ROOMCAST_FUZZ_SECONDS={{SECONDS}} cargo test -p cluster-tests --test all fuzz:: -- --nocapture
 
 # Licences, sources and banned crates of the dependency tree; needs cargo-deny.
 deny:

@@ -42,6 +42,7 @@
 //! * `socketioxide`: the front for socketioxide.
 //! * `status`: the status endpoint.
 //! * `connections`: connections of clients that are closed a few at a time.
+//! * `fuzz`: every decoder that bytes from the network reach, for the fuzz targets; no part of the API.
 //!
 //! # Life of an emit
 //!
@@ -66,6 +67,8 @@ pub mod core;
 pub mod emitter;
 pub mod error;
 pub mod event;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gossip;
 #[cfg_attr(not(feature = "socketioxide"), expect(dead_code, reason = "some of it is for that front alone"))]
 pub(crate) mod hub;

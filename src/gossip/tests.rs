@@ -23,6 +23,8 @@ fn name(port: u16) -> NodeId {
 struct Net {
     queues: Mutex<HashMap<SocketAddr, mpsc::Sender<(SocketAddr, Bytes)>>>,
     bytes: Mutex<usize>,
+    /// The latest message of each kind.
+    kinds: Mutex<HashMap<u8, Bytes>>,
 }
 
 struct Port(Arc<Net>, SocketAddr);
@@ -34,6 +36,7 @@ impl Carrier for Port {
             && let Some(queue) = queues.get(&to)
         {
             *self.0.bytes.lock().unwrap() += message.len();
+            self.0.kinds.lock().unwrap().insert(message[3], message.clone());
             let _ = queue.try_send((self.1, message));
         }
     }
@@ -290,4 +293,28 @@ async fn settings_that_cannot_work_are_refused() {
     assert!(start(GossipConfig::default(), "test", 0).await.is_some());
     let error = GossipError::Config("x").to_string();
     assert_eq!(error, "start gossip: x");
+}
+
+/// The corpus of the fuzz target: what chitchat sends. `ROOMCAST_WRITE_SEEDS=1` writes it anew; times differ each time, so it is
+/// not compared.
+#[tokio::test(start_paused = true)]
+async fn fuzz_seeds_are_real_messages() {
+    let net = Arc::<Net>::default();
+    let nodes = net.cluster(3).await;
+    nodes[2].set_leaving().await;
+    until(&nodes[1], |view| find(view, 3).is_some_and(|member| member.leaving)).await;
+    let kinds = net.kinds.lock().unwrap().clone();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster-tests/fuzz/corpus/gossip");
+    for (kind, name) in [(0, "syn"), (1, "syn-ack"), (2, "ack")] {
+        let message = &kinds[&kind];
+        assert!(crate::fuzz::run("gossip", message), "{name}");
+        if std::env::var_os("ROOMCAST_WRITE_SEEDS").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(name), message).unwrap();
+        }
+        assert!(crate::fuzz::run("gossip", &std::fs::read(folder.join(name)).unwrap()), "stored {name}");
+    }
+    for node in nodes {
+        node.shutdown().await;
+    }
 }

@@ -292,6 +292,12 @@ impl LinkSocket {
     }
 }
 
+/// What [`LinkSocket::admit`] makes of a message in a cluster that has room for whom it names: for fuzzing.
+pub(crate) fn read(message: &[u8]) -> Option<ChitchatMessage> {
+    vet(message)?;
+    ChitchatMessage::deserialize(&mut &*message).ok()
+}
+
 /// Looks a message over before chitchat decodes it: bounds what it unpacks to and the numbers in its digest.
 /// Returns the ids in the digest, none when the message cannot be one of chitchat's (format of chitchat 0.11,
 /// version 0: 2 bytes magic, 1 byte version, 1 byte kind, then by kind a digest, the cluster name, a delta).

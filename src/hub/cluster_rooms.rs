@@ -327,7 +327,7 @@ fn ask(hub: &Arc<Hub>, node: &NodeId) -> Option<Asked> {
 }
 
 /// Returns whether what a node told could be read.
-fn apply(presence: &mut Presence, node: NodeKey, body: &[u8], out: &mut Vec<Transition>) -> bool {
+pub(crate) fn apply(presence: &mut Presence, node: NodeKey, body: &[u8], out: &mut Vec<Transition>) -> bool {
     let Ok(told) = decode_body::<Vec<Told<'_>>>(body) else { return false };
     for told in told {
         match told {

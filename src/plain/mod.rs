@@ -42,6 +42,7 @@ pub use acks::{AckError, AckSender, Acks, MemberAck};
 pub use ask::{Gathered, SocketInfo};
 pub use emit::{Emit, EmitError, Rooms};
 pub use member::{Member, MemberId};
+pub(crate) use serve::whom_it_means;
 
 /// Takes the messages for one member.
 ///

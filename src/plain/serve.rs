@@ -50,6 +50,12 @@ impl<'a> Who<'a> {
     }
 }
 
+/// Whom a request of another node means, as far as its head says: for fuzzing.
+pub(crate) fn whom_it_means(head: &RequestHead<'_>) -> bool {
+    let (Ok(from), Ok(own)) = (NodeId::new("peer"), NodeId::new("own")) else { return false };
+    Who::of(head, &from, &own).is_some_and(|who| who.is_everyone())
+}
+
 impl Inner {
     /// Does what is asked or ordered. Runs on the task that reads the link, or that asks on this node.
     pub(super) fn serve(&self, request: &Request<'_, '_>, reply: &Reply) {

@@ -220,8 +220,9 @@ pub fn async_socket(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
 
 /// Starts QUIC on a socket, for dialing (with [`server_name`]) and accepting.
 ///
-/// Nobody is asked to prove its address first (no Retry): peers are authenticated by their certificate, and QUIC sends
-/// at most 3 times of what it received before an address has answered (RFC 9000, section 8.1).
+/// Nobody is asked here to prove its address first: peers are authenticated by their certificate, and QUIC sends at most
+/// 3 times of what it received before an address has answered (RFC 9000, section 8.1). Who accepts may ask (Retry), and
+/// does so under load.
 ///
 /// # Errors
 /// When the config has an MTU that QUIC does not allow or the socket has no address. Needs a tokio runtime.

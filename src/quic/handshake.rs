@@ -194,8 +194,17 @@ async fn read_hello(reader: &mut FrameReader, own: &Card, remote: SocketAddr) ->
     reader.limits.max_frame_bytes = limits.max_frame_bytes.min(MAX_HEAD_BYTES);
     let frame = reader.frame().await;
     reader.limits = limits;
-    let frame = frame?;
-    let (head, _) = decode_head(&frame, &reader.limits)?;
+    read_card(&frame?, &reader.limits, own, remote)
+}
+
+/// Reads the first frame of a link, without its length.
+pub(crate) fn read_card(
+    frame: &[u8],
+    limits: &FrameLimits,
+    own: &Card,
+    remote: SocketAddr,
+) -> Result<Card, LinkError> {
+    let (head, _) = decode_head(frame, limits)?;
     match head {
         Head::Hello(hello) => check_hello(&hello, own, remote),
         Head::Refused(refusal) => Err(match refusal.kind {

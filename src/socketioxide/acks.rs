@@ -154,7 +154,7 @@ enum What {
 
 /// Why an acknowledgement of another node cannot be read. It is dropped; the share of the node counts as failed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum BadAck {
+pub(super) enum BadAck {
     /// A part is not what it should be. Dropped.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -183,7 +183,10 @@ fn write<A: Serialize>((sid, ack): AckStreamItem<A>) -> Result<Bytes, FrameError
     Ok(body.freeze())
 }
 
-fn read<A: for<'de> Deserialize<'de>>(body: &Bytes, ours: PayloadKind) -> Result<AckStreamItem<A>, BadAck> {
+pub(super) fn read<A: for<'de> Deserialize<'de>>(
+    body: &Bytes,
+    ours: PayloadKind,
+) -> Result<AckStreamItem<A>, BadAck> {
     let short = FrameError::Payload("a short acknowledgement");
     let (length, rest) = body.split_first_chunk::<2>().ok_or(short.clone())?;
     let head = rest.get(..usize::from(u16::from_le_bytes(*length))).ok_or(short)?;

@@ -44,6 +44,7 @@ mod adapter;
 mod answers;
 mod book;
 mod data;
+pub(crate) mod fuzz;
 mod inbound;
 mod outbound;
 mod receipt;

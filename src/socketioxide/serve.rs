@@ -141,7 +141,7 @@ impl<E: SocketEmitter> RoomcastAdapter<E> {
 }
 
 /// The sockets that are meant; none when members of the plain API are.
-fn selected(to: &BroadcastHead<'_>) -> Result<Option<BroadcastOptions>, Unreadable> {
+pub(super) fn selected(to: &BroadcastHead<'_>) -> Result<Option<BroadcastOptions>, Unreadable> {
     if to.kind != PayloadKind::Plain {
         return options(to).map(Some);
     }

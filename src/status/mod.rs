@@ -5,6 +5,8 @@
 
 mod collect;
 #[cfg(feature = "status")]
+pub(crate) mod fuzz;
+#[cfg(feature = "status")]
 mod http;
 #[cfg(feature = "status")]
 mod metrics;

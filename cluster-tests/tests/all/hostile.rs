@@ -1,4 +1,5 @@
-//! Peers that have the secret and misuse it: their link is closed with the reason, and nothing else happens.
+//! Peers that have the secret and misuse it: their link is closed with the reason, and nothing else happens. What takes time or
+//! many of something is in `insiders.rs`.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -10,32 +11,37 @@ use cluster_tests::{Live, RawLink, RawPeer, Recorder, Setup, eventually, probe, 
 use roomcast::core::frame::{
     BroadcastHead, Head, InterestHead, InterestPart, LENGTH_BYTES, Resume, WireMode,
 };
-use roomcast::{ClusterSecret, Member, Namespace};
+use roomcast::{ClusterSecret, Config, Member, Namespace};
 use smallvec::smallvec;
 
 /// What a node closes a link with when the peer broke the protocol.
-const VIOLATION: u64 = 3;
+pub(crate) const VIOLATION: u64 = 3;
 /// What a node closes a connection with that it does not want.
-const REFUSED: u64 = 4;
+pub(crate) const REFUSED: u64 = 4;
 
 /// Two honest nodes with messages between them, and a place to attack.
-struct Scene {
-    setup: Setup,
-    nodes: Vec<Live>,
-    here: Namespace,
-    recorder: Recorder,
-    number: u64,
+pub(crate) struct Scene {
+    pub(crate) setup: Setup,
+    pub(crate) nodes: Vec<Live>,
+    pub(crate) here: Namespace,
+    pub(crate) recorder: Recorder,
+    pub(crate) number: u64,
     attacks: usize,
     _member: Member,
 }
 
 impl Scene {
-    async fn new(name: &str) -> Self {
+    pub(crate) async fn new(name: &str) -> Self {
+        Self::with(name, |_| {}).await
+    }
+
+    pub(crate) async fn with(name: &str, change: impl FnOnce(&mut Config)) -> Self {
         let setup = Setup::new(name).config(|config| {
             config.link.max_rooms_per_peer = 1_000;
             config.link.max_namespaces_per_peer = 100;
             config.link.max_frame_bytes = 1 << 20;
             config.link.handshake_timeout = Duration::from_secs(2);
+            change(config);
         });
         let nodes = setup.formed(2).await;
         let here = nodes[0].namespace("/chat").unwrap();
@@ -48,13 +54,13 @@ impl Scene {
         scene
     }
 
-    fn peer(&mut self) -> RawPeer {
+    pub(crate) fn peer(&mut self) -> RawPeer {
         self.attacks += 1;
         RawPeer::new(&self.setup, 100 + self.attacks)
     }
 
     /// An attack on a link that is up: it must be closed as a violation, for that reason.
-    async fn attack(&mut self, reason: &str, bytes: &[u8]) {
+    pub(crate) async fn attack(&mut self, reason: &str, bytes: &[u8]) {
         let peer = self.peer();
         let mut link = peer.link(self.nodes[0].addr(), "/elsewhere").await;
         eventually("the link is up", || self.nodes[0].is_linked_to(&peer.id)).await;
@@ -62,7 +68,7 @@ impl Scene {
         self.caught(&peer, &link, reason).await;
     }
 
-    async fn caught(&mut self, peer: &RawPeer, link: &RawLink, reason: &str) {
+    pub(crate) async fn caught(&mut self, peer: &RawPeer, link: &RawLink, reason: &str) {
         let (code, text) = link.closed().await;
         assert!(code == VIOLATION && text.contains(reason), "closed with {code} {text:?}, not {reason:?}");
         let name = self.nodes[0].name().to_owned();
@@ -71,7 +77,7 @@ impl Scene {
     }
 
     /// The link of the honest nodes was not touched and messages flow.
-    async fn unharmed(&mut self) {
+    pub(crate) async fn unharmed(&mut self) {
         self.number += 1;
         self.here.all().emit(stamp("zero", self.number)).unwrap();
         eventually("messages flow", || self.recorder.has("zero", self.number)).await;
@@ -162,6 +168,8 @@ async fn too_much_interest() {
     let parts =
         [interest(InterestPart::Snapshot, 2, 0..600), interest(InterestPart::Snapshot, 2, 600..1_200)];
     scene.attack("too much", &parts.concat()).await;
+    let parts = [interest(InterestPart::Snapshot, 2, 0..1), interest(InterestPart::SnapshotEnd, 3, 1..2)];
+    scene.attack("a snapshot of several versions", &parts.concat()).await;
     // Parts without keys cost memory as well, and a delta may have any number of them.
     let endless: Vec<u8> = interest(InterestPart::Delta, 2, 0..0).repeat(1_000);
     scene.attack("in 101 parts", &endless).await;

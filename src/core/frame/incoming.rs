@@ -48,8 +48,8 @@ pub struct InterestReader {
     limits: InterestLimits,
     /// The last version, since a whole snapshot came.
     version: Option<u64>,
-    /// Whether a snapshot is coming in.
-    snapshot: bool,
+    /// The version of the snapshot that is coming in.
+    snapshot: Option<u64>,
     /// The parts of a delta so far, and how many keys are in them.
     gathered: Vec<InterestChange>,
     gathered_keys: usize,
@@ -61,7 +61,7 @@ impl InterestReader {
     /// For a new link.
     pub fn new(limits: InterestLimits) -> Self {
         let (gathered, names) = (Vec::new(), BTreeMap::new());
-        Self { limits, version: None, snapshot: false, gathered, gathered_keys: 0, names }
+        Self { limits, version: None, snapshot: None, gathered, gathered_keys: 0, names }
     }
 
     /// A frame with [`super::Head::Interest`].
@@ -76,7 +76,11 @@ impl InterestReader {
             InterestPart::Delta => (false, false),
             InterestPart::DeltaEnd => (false, true),
         };
-        let begins = snapshot && !self.snapshot;
+        let begins = snapshot && self.snapshot.is_none();
+        if snapshot && self.snapshot.is_some_and(|version| version != head.version) {
+            // One of them would be held and the other one counted on from.
+            return Err(FrameError::Interest("a snapshot of several versions".into()));
+        }
         if begins {
             self.names.clear();
             (self.gathered, self.gathered_keys) = (Vec::new(), 0);
@@ -95,7 +99,7 @@ impl InterestReader {
             return Err(FrameError::Interest(format!("{names} numbered namespaces, the limit is {most}")));
         }
         if snapshot {
-            self.snapshot = !ends;
+            self.snapshot = (!ends).then_some(head.version);
             if ends {
                 self.version = Some(head.version);
             }
@@ -119,7 +123,7 @@ impl InterestReader {
     pub fn rooms(&mut self, number: u32, added: u32, payload: &[u8]) -> Result<InterestDelta, FrameError> {
         let out_of_order = |what: &str| FrameError::Interest(what.into());
         let (added, removed) = split_keys(added, payload)?;
-        if self.snapshot || !self.gathered.is_empty() {
+        if self.snapshot.is_some() || !self.gathered.is_empty() {
             return Err(out_of_order("rooms within another update"));
         }
         let version = self.version.ok_or_else(|| out_of_order("rooms before a snapshot"))?;
@@ -222,6 +226,7 @@ mod tests {
         refused(reader.rooms(1, 0, &[]), "before a snapshot");
         reader.part(&head(InterestPart::Snapshot, 5, "/a", 1), &[]).unwrap();
         refused(reader.rooms(1, 0, &[]), "within another update");
+        refused(reader.part(&head(InterestPart::SnapshotEnd, 6, "/b", 2), &[]), "several versions");
         reader.part(&head(InterestPart::SnapshotEnd, 5, "/b", 2), &[]).unwrap();
         refused(reader.rooms(3, 0, &[]), "unknown number 3");
         refused(reader.rooms(0, 0, &[]), "unknown number 0");

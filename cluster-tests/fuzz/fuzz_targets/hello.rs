@@ -1,0 +1,5 @@
+//! See `roomcast::fuzz`. Run with `cargo +nightly fuzz run hello` in `cluster-tests`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| drop(roomcast::fuzz::run("hello", bytes)));
