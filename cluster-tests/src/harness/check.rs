@@ -19,6 +19,7 @@
 //!    and holds as many rooms of it as everyone else does; where nodes tell the digest of their interest, with the same digest.
 
 mod runs;
+mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +28,8 @@ use serde_json::{Value, json};
 
 use super::history::History;
 use runs::{Emit, RunKey, Runs, Window};
+
+pub use tally::{Tally, forget, tally};
 
 /// At most so many numbers are named in one complaint.
 const NAMED: usize = 10;
@@ -113,6 +116,24 @@ fn own_member_gets_all(runs: &Runs, key: RunKey) -> Option<String> {
 
 /// Rule 3, of one run that emitted and one that should have got it.
 fn no_miss(runs: &Runs, sender: RunKey, receiver: RunKey) -> Option<String> {
+    let mut missing = missing(runs, sender, receiver);
+    let counted = runs.counted(sender, receiver);
+    if missing.len() as u64 <= counted {
+        return None;
+    }
+    missing.sort_unstable();
+    Some(format!(
+        "miss: {} missed {} messages of {}, {} were counted as lost; the first are {:?}",
+        runs.name(receiver),
+        missing.len(),
+        runs.name(sender),
+        counted,
+        &missing[..missing.len().min(NAMED)]
+    ))
+}
+
+/// The messages of one run that another one should have got and did not, whether they were counted or not.
+fn missing(runs: &Runs, sender: RunKey, receiver: RunKey) -> Vec<u64> {
     let (source, target) = (&runs.runs[&sender], &runs.runs[&receiver]);
     let got: BTreeSet<u64> = target.delivered.get(&sender).into_iter().flatten().copied().collect();
     let may_end = source.end.is_some() || target.end.is_some();
@@ -136,19 +157,7 @@ fn no_miss(runs: &Runs, sender: RunKey, receiver: RunKey) -> Option<String> {
             );
         }
     }
-    let counted = runs.counted(sender, receiver);
-    if missing.len() as u64 <= counted {
-        return None;
-    }
-    missing.sort_unstable();
-    Some(format!(
-        "miss: {} missed {} messages of {}, {} were counted as lost; the first are {:?}",
-        runs.name(receiver),
-        missing.len(),
-        runs.name(sender),
-        counted,
-        &missing[..missing.len().min(NAMED)]
-    ))
+    missing
 }
 
 /// Whether the room was settled when the message was emitted.

@@ -11,7 +11,7 @@ use roomcast::Node;
 use roomcast::status::Report;
 
 use super::builder::{ClusterBuilder, SEED_VARIABLE, SeedNodes};
-use super::check;
+use super::check::{self, Tally};
 use super::ground::{Answer, Ask, Ground, Plan, Rule, Settings};
 use super::history::{Entry, History, What};
 use super::sim::Simulated;
@@ -332,6 +332,35 @@ impl Cluster {
         }
     }
 
+    /// Ends all traffic, waits until nothing is on its way, checks the history so far, and forgets its messages: for
+    /// runs that are too long to keep all. Returns what is wrong, in words, and the history in numbers. The network has to
+    /// be healed, no node frozen.
+    ///
+    /// # Panics
+    /// When the queues do not empty, or joins do not settle.
+    pub async fn checkpoint(&mut self) -> (Vec<String>, Tally) {
+        self.quiet().await;
+        for node in self.nodes().filter(|node| self.seats[*node].running).collect::<Vec<_>>() {
+            self.settle(node).await;
+        }
+        self.emptied().await;
+        let mut left = None;
+        self.eventually(EMPTY, async |cluster| {
+            let (at, ids) = (cluster.now(), cluster.ids.clone());
+            left = check::forget(cluster.history(), &ids, at);
+            left.is_some()
+        })
+        .await;
+        let ids = self.ids.clone();
+        let history = std::mem::replace(self.ground.history(), left.unwrap_or_default());
+        (check::history(&history, &ids), check::tally(&history, &ids))
+    }
+
+    /// The process of a node that runs. On real ground only.
+    pub fn process(&self, node: usize) -> Option<u32> {
+        self.ground.process(node)
+    }
+
     /// The status of a node. None when it does not run or is frozen.
     pub async fn report(&mut self, node: usize) -> Option<Report> {
         match self.ground.ask(node, Ask::Report).await? {
@@ -379,6 +408,15 @@ impl Cluster {
         }
         self.converged(self.within).await;
         self.quiet().await;
+        self.emptied().await;
+        let wrong = check::history(self.ground.history(), &self.ids);
+        assert!(wrong.is_empty(), "the history is wrong:\n{}", wrong.join("\n"));
+        self.finished = true;
+        std::mem::take(self.ground.history())
+    }
+
+    /// Waits until the queues are empty.
+    async fn emptied(&mut self) {
         self.eventually(EMPTY, async |cluster| {
             let reports = cluster.reports().await;
             reports.values().flat_map(|report| &report.links).all(|link| link.queue_frames == 0)
@@ -386,10 +424,6 @@ impl Cluster {
         .await;
         // What was acknowledged is delivered; on real ground its record is on its way.
         self.sleep(Duration::from_secs(1)).await;
-        let wrong = check::history(self.ground.history(), &self.ids);
-        assert!(wrong.is_empty(), "the history is wrong:\n{}", wrong.join("\n"));
-        self.finished = true;
-        std::mem::take(self.ground.history())
     }
 
     async fn begin(&mut self, node: usize) {

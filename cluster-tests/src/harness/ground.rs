@@ -45,6 +45,10 @@ pub trait Ground {
     fn now(&self) -> Duration;
     /// What was recorded so far.
     fn history(&mut self) -> &mut History;
+    /// The process of a node that runs, where it has one of its own.
+    fn process(&self, _node: usize) -> Option<u32> {
+        None
+    }
     /// The simulated ground, where this is it: for what only that can do.
     fn simulated(&mut self) -> Option<&mut Simulated> {
         None

@@ -74,6 +74,13 @@ pub enum What {
     },
     /// Another event of the node, in words.
     Event(String),
+    /// What was before was checked and is forgotten: see [`check::forget`](super::check::forget).
+    Before {
+        /// How many joins the run had recorded.
+        joins: u64,
+        /// The rooms that its member is in; they are known everywhere.
+        rooms: Vec<String>,
+    },
 }
 
 /// All that happened, in the order of its times as far as these are known.
