@@ -166,11 +166,17 @@ fn is_meant(window: &Window, emit: &Emit) -> bool {
         && window.quit.is_none_or(|quit| emit.at < quit.at)
 }
 
+/// What keeps the nodes from listing each other, in words; empty when they do. Rule 4 without what is kept for runs that are over.
+pub fn membership(reports: &BTreeMap<String, Report>) -> Vec<String> {
+    reports.iter().flat_map(|(id, report)| listed(reports, id, report)).collect()
+}
+
 /// What keeps the nodes from being one cluster, in words; empty when they are. `reports` are those of the nodes that run,
 /// by their ids. Rules 4 and 5.
 pub fn convergence(reports: &BTreeMap<String, Report>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (id, report) in reports {
+        wrong.extend(listed(reports, id, report));
         wrong.extend(ghosts(reports, id, report));
         for link in &report.links {
             let Some(peer) = reports.get(&link.peer) else { continue };
@@ -197,8 +203,8 @@ pub fn convergence(reports: &BTreeMap<String, Report>) -> Vec<String> {
     wrong
 }
 
-/// Rule 4.
-fn ghosts(reports: &BTreeMap<String, Report>, id: &str, report: &Report) -> Vec<String> {
+/// Rule 4, of the members.
+fn listed(reports: &BTreeMap<String, Report>, id: &str, report: &Report) -> Vec<String> {
     let mut wrong = Vec::new();
     if let Some(conflict) = &report.conflict {
         wrong.push(format!("{id} is refused: {conflict}"));
@@ -219,14 +225,21 @@ fn ghosts(reports: &BTreeMap<String, Report>, id: &str, report: &Report) -> Vec<
             }
             Some(_) => {}
         }
-        let up = report.links.iter().any(|link| link.peer == *peer && link.state == "up");
-        if peer != id && !up {
-            wrong.push(format!("{id} has no link to {peer} that is up"));
-        }
     }
     for member in report.members.iter().filter(|member| !reports.contains_key(&member.id)) {
         if member.state != "dead" {
             wrong.push(format!("{id} lists {} as {}, and it does not run", member.id, member.state));
+        }
+    }
+    wrong
+}
+
+/// Rule 4, of the links.
+fn ghosts(reports: &BTreeMap<String, Report>, id: &str, report: &Report) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for peer in reports.keys().filter(|peer| *peer != id) {
+        if !report.links.iter().any(|link| link.peer == *peer && link.state == "up") {
+            wrong.push(format!("{id} has no link to {peer} that is up"));
         }
     }
     for link in &report.links {

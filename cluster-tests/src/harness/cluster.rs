@@ -164,18 +164,37 @@ impl Cluster {
     /// After `within`, with what is missing.
     #[track_caller]
     pub fn converged(&mut self, within: Duration) -> impl Future<Output = Duration> {
+        self.agreed(within, "one cluster", check::convergence)
+    }
+
+    /// Lets time pass until the running nodes list each other, each with a link, and nobody else, and returns how long that
+    /// took ([`check::membership`]). What they know of rooms may come later.
+    ///
+    /// # Panics
+    /// After `within`, with what is missing.
+    #[track_caller]
+    pub fn complete(&mut self, within: Duration) -> impl Future<Output = Duration> {
+        self.agreed(within, "complete", check::membership)
+    }
+
+    #[track_caller]
+    fn agreed(
+        &mut self,
+        within: Duration,
+        what: &str,
+        check: fn(&BTreeMap<String, Report>) -> Vec<String>,
+    ) -> impl Future<Output = Duration> {
         let caller = Location::caller();
         async move {
             let begin = self.now();
             loop {
-                let reports = self.reports().await;
-                let wrong = check::convergence(&reports);
+                let wrong = check(&self.reports().await);
                 let took = self.now() - begin;
                 if wrong.is_empty() {
-                    self.note(format!("all running nodes are one cluster, after {took:?}"));
+                    self.note(format!("all running nodes are {what}, after {took:?}"));
                     return took;
                 }
-                assert!(took < within, "{caller}: not one cluster within {within:?}:\n{}", wrong.join("\n"));
+                assert!(took < within, "{caller}: not {what} within {within:?}:\n{}", wrong.join("\n"));
                 self.sleep(LOOK).await;
             }
         }

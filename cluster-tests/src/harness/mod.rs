@@ -5,6 +5,7 @@
 //! * [`builder`], [`cluster`]: the cluster as a test sees it.
 //! * [`check`]: what must hold of the record, and of the nodes when all is well again.
 //! * [`dice`]: what a rule of the network does to one packet.
+//! * [`goals`]: what the goals ask for, measured.
 //! * [`history`], [`story`]: the record, and the record in words.
 //! * [`processes`], [`namespaces`]: real ground.
 //! * [`scenarios`]: what a cluster has to survive.
@@ -15,6 +16,7 @@ pub mod builder;
 pub mod check;
 pub mod cluster;
 pub mod dice;
+pub mod goals;
 pub mod ground;
 pub mod history;
 pub mod namespaces;
