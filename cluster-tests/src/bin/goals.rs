@@ -16,7 +16,10 @@ fn main() {
     let seeds: u64 = words.next().flatten().unwrap_or(20);
     let first: u64 = words.next().flatten().unwrap_or(1);
     let seeds = first..first + seeds;
-    println!("Milliseconds of simulated time, the slowest of five nodes; {} seeds each.\n", seeds.end - first);
+    println!(
+        "Milliseconds of simulated time, the slowest of five nodes; {} seeds each.\n",
+        seeds.end - first
+    );
     println!("| what | median | 90 % | longest |\n|---|---:|---:|---:|");
     for age in AGES_MS.map(Duration::from_millis) {
         let all = each(seeds.clone(), |seed| goals::kill(seed, age));
@@ -27,7 +30,10 @@ fn main() {
     }
     for length in SPLITS_MS.map(Duration::from_millis) {
         let all = each(seeds.clone(), |seed| goals::split(seed, length));
-        row(&format!("after a split of {length:?}: members complete"), all.iter().map(|(members, _)| *members));
+        row(
+            &format!("after a split of {length:?}: members complete"),
+            all.iter().map(|(members, _)| *members),
+        );
         row(&format!("after a split of {length:?}: interest equal, more"), all.iter().map(|(_, more)| *more));
     }
     each(seeds, goals::leave);

@@ -12,6 +12,7 @@ use roomcast::status::Report;
 
 use super::builder::{ClusterBuilder, SEED_VARIABLE, SeedNodes};
 use super::check::{self, Tally};
+use super::counts::Counts;
 use super::ground::{Answer, Ask, Ground, Plan, Rule, Settings};
 use super::history::{Entry, History, What};
 use super::sim::Simulated;
@@ -343,6 +344,25 @@ impl Cluster {
         self.ask(node, traffic).await;
     }
 
+    /// Emits so many messages a second, of so many bytes, from a node to a room, until [`quiet`](Self::quiet); not again
+    /// after a restart.
+    pub async fn load(&mut self, node: usize, room: &str, per_second: u64, bytes: usize) {
+        self.ask(node, Ask::Load(room.to_owned(), per_second, bytes)).await;
+    }
+
+    /// From now on the messages of this run are counted, not recorded: the checker does not see them.
+    pub async fn count_only(&mut self, node: usize) {
+        self.ask(node, Ask::CountOnly).await;
+    }
+
+    /// What was counted since [`count_only`](Self::count_only). None when the node does not run or is frozen.
+    pub async fn counts(&mut self, node: usize) -> Option<Counts> {
+        match self.ground.ask(node, Ask::Counts).await? {
+            Answer::Counts(counts) => Some(counts),
+            Answer::Done | Answer::Report(_) => None,
+        }
+    }
+
     /// Ends the traffic of all nodes.
     pub async fn quiet(&mut self) {
         for node in self.nodes() {
@@ -384,7 +404,7 @@ impl Cluster {
     pub async fn report(&mut self, node: usize) -> Option<Report> {
         match self.ground.ask(node, Ask::Report).await? {
             Answer::Report(report) => Some(*report),
-            Answer::Done => None,
+            Answer::Done | Answer::Counts(_) => None,
         }
     }
 

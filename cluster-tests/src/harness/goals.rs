@@ -101,8 +101,8 @@ pub fn split(seed: u64, length: Duration) -> (Duration, Duration) {
 /// When something is lost.
 pub fn leave(seed: u64) {
     let mut gone = String::new();
-    let history =
-        Cluster::builder().nodes(5).seed(seed).replayed_by(replay(seed)).run(async |cluster: &mut Cluster| {
+    let history = Cluster::builder().nodes(5).seed(seed).replayed_by(replay(seed)).run(
+        async |cluster: &mut Cluster| {
             steady(cluster).await;
             let node = cluster.pick(0..5) as usize;
             gone = cluster.id(node).to_owned();
@@ -110,8 +110,10 @@ pub fn leave(seed: u64) {
             cluster.emit(node, ROOM, 300).await;
             cluster.retire(node).await;
             pause(cluster, 1000..5000).await;
-        });
-    let lost = |entry: &&Entry| matches!(&entry.what, What::Gap { peer, outgoing: false, .. } if *peer == gone);
+        },
+    );
+    let lost =
+        |entry: &&Entry| matches!(&entry.what, What::Gap { peer, outgoing: false, .. } if *peer == gone);
     assert_eq!(history.entries.iter().filter(lost).count(), 0, "what it sent is lost");
 }
 

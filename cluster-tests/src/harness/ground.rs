@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use roomcast::status::Report;
 use serde::{Deserialize, Serialize};
 
+use super::counts::Counts;
 use super::history::History;
 use super::sim::Simulated;
 
@@ -110,8 +111,14 @@ pub enum Ask {
     /// Emits a message of so many bytes to a room each time that so many milliseconds have passed, until
     /// [`Ask::Quiet`].
     Traffic(String, u64, usize),
-    /// Ends [`Ask::Traffic`].
+    /// Emits so many messages a second, of so many bytes, to a room until [`Ask::Quiet`].
+    Load(String, u64, usize),
+    /// Ends [`Ask::Traffic`] and [`Ask::Load`].
     Quiet,
+    /// Messages are counted and no longer recorded.
+    CountOnly,
+    /// What was counted.
+    Counts,
     /// The status.
     Report,
 }
@@ -123,6 +130,8 @@ pub enum Answer {
     Done,
     /// The status.
     Report(Box<Report>),
+    /// What was counted since [`Ask::CountOnly`].
+    Counts(Counts),
 }
 
 impl Rule {

@@ -14,6 +14,7 @@ mod events;
 mod examples;
 mod formation;
 mod fronts;
+mod goals;
 mod healing;
 mod hostile;
 mod isolation;
