@@ -9,7 +9,8 @@
 //! 3. **No miss outside counted gaps.** A message that was emitted to a room when the receiver had the room settled and
 //!    the emitter had a queue for the receiver is delivered; or it was dropped with a reason in its receipt; or a gap
 //!    between the two was reported, of at least so many frames. Where the receiver or the emitter ended, or the receiver left
-//!    the room, the last messages may be missing, none before one that came. The member of the emitting run itself gets all.
+//!    the room, the last messages may be missing, none before one that came, and none that was emitted before the emitter was
+//!    told to leave. The member of the emitting run itself gets all.
 //!
 //! Of the status ([`convergence`]):
 //!
@@ -148,12 +149,15 @@ fn missing(runs: &Runs, sender: RunKey, receiver: RunKey) -> Vec<u64> {
                 .collect();
             let last = meant.iter().map(|emit| emit.number).filter(|number| got.contains(number)).max();
             let ends = may_end || window.quit.is_some();
+            // Who leaves in order waits until those who stay have what it emitted before.
+            let left = !source.killed && target.end.is_none() && window.quit.is_none();
+            let owed = |emit: &Emit| left && source.told.is_some_and(|told| emit.at < told);
             missing.extend(
                 meant
                     .iter()
                     .filter(|emit| !got.contains(&emit.number) && !emit.dropped.contains(&peer.0))
-                    .map(|emit| emit.number)
-                    .filter(|number| !ends || last.is_some_and(|last| *number < last)),
+                    .filter(|emit| !ends || owed(emit) || last.is_some_and(|last| emit.number < last))
+                    .map(|emit| emit.number),
             );
         }
     }

@@ -285,7 +285,8 @@ impl Cluster {
 
     /// Lets a node leave the cluster in order (`Node::drain`), and ends it.
     pub async fn retire(&mut self, node: usize) {
-        self.note(format!("{} is told to leave", self.ids[node]));
+        let at = self.ground.now();
+        self.ground.history().add(Entry { at, node, run: 0, what: What::Leaving });
         self.ground.leave(node).await;
         (self.seats[node].running, self.seats[node].frozen) = (false, false);
     }

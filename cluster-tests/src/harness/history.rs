@@ -24,7 +24,9 @@ pub enum What {
     Started,
     /// The test ended it without a word.
     Killed,
-    /// The test let it leave.
+    /// The test told it to leave.
+    Leaving,
+    /// It has left.
     Left,
     /// The test stopped it from running.
     Frozen,

@@ -43,6 +43,7 @@ fn line(text: &mut String, entry: &Entry, ids: &[String], ordinal: usize, what: 
         }
         What::Started => "starts".to_owned(),
         What::Killed => "* is killed".to_owned(),
+        What::Leaving => "* is told to leave".to_owned(),
         What::Left => "* has left".to_owned(),
         What::Frozen => "* is frozen".to_owned(),
         What::Thawed => "* runs again".to_owned(),

@@ -70,7 +70,7 @@ impl Churn {
     }
 
     /// Goes on until the time is over.
-    pub async fn play(&mut self, cluster: &mut Cluster) {
+    pub(crate) async fn play(&mut self, cluster: &mut Cluster) {
         for node in cluster.nodes() {
             self.note(cluster, node);
             cluster.join(node, ROOM).await;

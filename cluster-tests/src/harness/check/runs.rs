@@ -25,6 +25,8 @@ pub(super) struct Run {
     /// When it ended.
     pub(super) end: Option<Duration>,
     pub(super) killed: bool,
+    /// When it was told to leave.
+    pub(super) told: Option<Duration>,
     /// By their number.
     pub(super) emits: BTreeMap<u64, Emit>,
     /// The numbers in the order in which they came, by the run that emitted them.
@@ -92,6 +94,12 @@ impl<'a> Runs<'a> {
                     if let Some(run) = run {
                         run.end = run.end.or(Some(entry.at));
                         run.killed = entry.what == What::Killed;
+                    }
+                }
+                What::Leaving => {
+                    let run = newest.get(&entry.node).and_then(|(key, _)| runs.runs.get_mut(key));
+                    if let Some(run) = run {
+                        run.told.get_or_insert(entry.at);
                     }
                 }
                 What::Frozen | What::Thawed | What::Fault(_) => {}
