@@ -48,6 +48,18 @@ bench-isolation:
 heal-report:
     cargo run --release -p cluster-tests --bin heal-report
 
+# How long kills and splits take, in simulated time, with so many seeds, from the one given on.
+goals SEEDS="20" FIRST="1":
+    cargo run -q --release -p cluster-tests --bin goals -- {{SEEDS}} {{FIRST}}
+
+# A cut between five processes under load, every message counted: `just cut --seconds 9 --rate 10000`.
+cut *OPTIONS:
+    cargo run -q --release -p cluster-tests --bin cut -- {{OPTIONS}}
+
+# Half an hour of joins, restarts and splits: memory over time, what was lost: `just soak --minutes 30 --graph soak.svg`.
+soak *OPTIONS:
+    cargo run --release -p cluster-tests --bin soak -- {{OPTIONS}}
+
 # Three nodes in one process, with a chat page on each.
 chat:
     cargo run --release --example chat

@@ -200,8 +200,11 @@ impl Membership {
                 }
                 MemberChange::StateChanged { member, was } => {
                     tracing::info!(%node, peer = %member.id, state = ?member.state, ?was, "member state changed");
-                    let Member { id, incarnation, state, .. } = member;
+                    let Member { id, incarnation, state, linked, .. } = member;
                     self.found(&id, incarnation, state == MemberState::Dead);
+                    if state == MemberState::Suspect && linked {
+                        self.suspected(&id, incarnation);
+                    }
                     self.parts.hub.event(Event::MemberState { id, incarnation, state });
                 }
                 MemberChange::Moved { member, was } => {
@@ -405,6 +408,16 @@ impl Membership {
         let Some(entry) = self.peers.get(id).filter(|entry| entry.incarnation == incarnation) else { return };
         entry.queue.set_dead(dead);
         if dead {
+            self.parts.hub.no_answers(&entry.queue, MissingReason::Left);
+        }
+    }
+
+    /// Gossip no longer hears a peer whose link stands. When its link is silent, too, nobody waits any longer for the answers
+    /// that it owes. When the link is not, they may come at any moment: gossip alone errs, for one after a pause of this
+    /// process. Nor is one given up whose link has just ended: a link that comes back brings them.
+    fn suspected(&self, id: &NodeId, incarnation: Incarnation) {
+        let Some(entry) = self.peers.get(id).filter(|entry| entry.incarnation == incarnation) else { return };
+        if entry.queue.is_quiet() {
             self.parts.hub.no_answers(&entry.queue, MissingReason::Left);
         }
     }

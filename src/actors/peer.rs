@@ -121,7 +121,10 @@ impl Handler<NewLink> for Peer {
         let rival = self.waiting.as_ref().map(dialled).or(self.standing);
         let Some(rival) = rival else { return self.start(greeted, ctx) };
         let own: &NodeId = &self.node.hub.id;
-        if settle(own, &self.queue.id, rival, dialled(&greeted)) == Settle::Keep {
+        // A peer that dials although its link stands and is silent has given that link up, and its last word did not come:
+        // QUIC sends none while what was sent before waits for acknowledgements.
+        let given_up = self.waiting.is_none() && self.queue.is_quiet();
+        if !given_up && settle(own, &self.queue.id, rival, dialled(&greeted)) == Settle::Keep {
             CloseCode::Duplicate.close(&greeted.conn, "another link is kept");
             return;
         }

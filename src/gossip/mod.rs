@@ -31,7 +31,7 @@ pub struct GossipConfig {
     /// 120 bytes per incarnation known. Default is 250 ms.
     pub interval: Duration,
     /// What the failure detector takes for the usual time between two signs of life of a node it has seen
-    /// little of. Default is 500 ms.
+    /// little of. Default is 200 ms: a little above what it is, so that a young node is suspected as soon as an old one.
     pub initial_interval: Duration,
     /// A node is called dead when it was silent for this many times the usual time between two signs of life.
     /// With steady gossip that time is about an eighth of a second: 8 notices silence after 1 s, 16 after
@@ -48,7 +48,7 @@ impl Default for GossipConfig {
     fn default() -> Self {
         Self {
             interval: Duration::from_millis(250),
-            initial_interval: Duration::from_millis(500),
+            initial_interval: Duration::from_millis(200),
             phi_threshold: 16.0,
             dead_node_grace: Duration::from_secs(120),
             max_message_bytes: 65 * 1024,

@@ -108,6 +108,8 @@ pub(crate) struct PeerQueue {
     closed: AtomicBool,
     /// The peer was found dead. It may come back.
     dead: AtomicBool,
+    /// Its link stands and says nothing, not even heartbeats.
+    quiet: AtomicBool,
     /// This node leaves: the link says goodbye when everything is sent.
     leaving: AtomicBool,
     /// The node has said its last word on the link of an emitter: nothing that comes after is applied.
@@ -202,6 +204,7 @@ impl PeerQueue {
             link_since_ms: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            quiet: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             parted: AtomicBool::new(false),
             applied: AtomicU64::new(0),
@@ -553,6 +556,16 @@ impl PeerQueue {
     /// Whether it was found dead and has not come back.
     pub(crate) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Acquire) && self.path.load().is_none()
+    }
+
+    /// Its link stands and has been silent for a while, or no longer is.
+    pub(crate) fn set_quiet(&self, quiet: bool) {
+        self.quiet.store(quiet, Ordering::Release);
+    }
+
+    /// Whether not even a heartbeat has come for a while over the link that stands, or stood last.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Acquire)
     }
 
     /// Whether this node leaves.

@@ -43,7 +43,8 @@ pub(crate) const LIST_CREDIT: u32 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum MissingReason {
-    /// The node left, died or was started anew, or is not a member. What it had not answered is missing.
+    /// The node left, died or was started anew, is not a member, or is silent on its link and in gossip, so that it is
+    /// suspected to have died. What it had not answered is missing.
     #[error("left")]
     Left,
     /// The node did not answer in time. It may have done what was asked.

@@ -29,6 +29,9 @@ use crate::quic::together::give_way;
 const ACK_BYTES: usize = 256 * 1024;
 /// Into how many parts the time is cut after which a silent link ends; it is noticed one part late at most.
 const SILENCE_TICKS: u32 = 16;
+/// After so many of them without a byte the peer is quiet: 1 s with the defaults, in which it owes two heartbeats. Time in
+/// which this process did not run is no silence.
+const QUIET_TICKS: u32 = SILENCE_TICKS / 4;
 
 pub(super) struct Reader {
     reader: FrameReader,
@@ -93,6 +96,7 @@ impl Reader {
         let mut tick = interval((limit / SILENCE_TICKS).max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut silent_ticks, mut heard) = (0, 0);
+        self.peer.set_quiet(false);
         // The last head of a broadcast, from one block to the next. Grows to the largest that came.
         let mut last_head = Vec::new();
         loop {
@@ -104,6 +108,7 @@ impl Reader {
                     // A frame that takes long is no silence.
                     let goes_on = std::mem::replace(&mut heard, self.reader.heard) != self.reader.heard;
                     silent_ticks = if goes_on { 0 } else { silent_ticks + 1 };
+                    self.peer.set_quiet(silent_ticks >= QUIET_TICKS);
                     if silent_ticks > SILENCE_TICKS {
                         return Err(LinkError::Silent(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)));
                     }

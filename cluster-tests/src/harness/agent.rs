@@ -8,11 +8,15 @@ use roomcast::status::Report;
 use roomcast::{Event, Events, Member, Node};
 use tokio::task::JoinHandle;
 
+use super::counts::Counter;
 use super::ground::{Answer, Ask};
 use super::history::What;
 
 /// The namespace of the member.
 pub const NAMESPACE: &str = "/agent";
+
+/// How often a load looks how many messages are due.
+const LOAD_TICK: Duration = Duration::from_millis(2);
 
 /// How the record of a message begins that no agent emitted.
 pub(super) const STRANGE: &str = "a message that nobody emitted";
@@ -22,6 +26,8 @@ pub(super) const STRANGE: &str = "a message that nobody emitted";
 pub struct Record {
     now: Arc<dyn Fn() -> Duration + Send + Sync>,
     add: Arc<dyn Fn(What) + Send + Sync>,
+    /// None while messages are recorded.
+    counter: Arc<Mutex<Option<Counter>>>,
 }
 
 /// The agent of one run of a node.
@@ -50,11 +56,17 @@ impl Record {
         now: impl Fn() -> Duration + Send + Sync + 'static,
         add: impl Fn(What) + Send + Sync + 'static,
     ) -> Self {
-        Self { now: Arc::new(now), add: Arc::new(add) }
+        Self { now: Arc::new(now), add: Arc::new(add), counter: Arc::default() }
     }
 
     fn add(&self, what: What) {
         (self.add)(what);
+    }
+
+    /// Counts, if messages are only counted.
+    fn count(&self, count: impl FnOnce(&mut Counter)) -> bool {
+        let mut counter = self.counter.lock().unwrap_or_else(PoisonError::into_inner);
+        counter.as_mut().map(count).is_some()
     }
 }
 
@@ -64,7 +76,11 @@ impl Agent {
         let ns = node.namespace(NAMESPACE).expect("a short path");
         let heard = record.clone();
         let member = ns.connect(move |message: Bytes| match unstamp(&message) {
-            Some((from, run, number)) => heard.add(What::Delivered { from, run, number }),
+            Some((from, run, number)) => {
+                if !heard.count(|counter| counter.heard(from, run, number)) {
+                    heard.add(What::Delivered { from, run, number });
+                }
+            }
             None => heard.add(What::Event(format!("{STRANGE}: {message:?}"))),
         });
         let emitter = Emitter { node: node.clone(), number: Mutex::new(0), index, record: record.clone() };
@@ -113,6 +129,20 @@ impl Agent {
                 self.quiet();
                 self.traffic = Some(traffic);
             }
+            Ask::Load(room, per_second, bytes) => {
+                let load = tokio::spawn(load(Arc::clone(&self.emitter), room, per_second, bytes));
+                self.quiet();
+                self.traffic = Some(load);
+            }
+            Ask::CountOnly => {
+                let mut counter = self.record.counter.lock().unwrap_or_else(PoisonError::into_inner);
+                counter.get_or_insert_default();
+            }
+            Ask::Counts => {
+                let counter = self.record.counter.lock().unwrap_or_else(PoisonError::into_inner);
+                let counts = counter.as_ref().map(|counter| counter.counts.clone());
+                return Answer::Counts(counts.unwrap_or_default());
+            }
             Ask::Quiet => self.quiet(),
             Ask::Report => return Answer::Report(Box::new(Report::collect(&self.node))),
         }
@@ -147,6 +177,11 @@ impl Emitter {
         let run = self.node.incarnation().0;
         let message = stamp(self.index, run, *number, bytes);
         let ns = self.node.namespace(NAMESPACE).expect("a short path");
+        if self.record.count(|counter| counter.counts.emitted = *number) {
+            let receipt = ns.to(room).emit(message).expect("a short room");
+            self.record.count(|counter| counter.counts.dropped += receipt.dropped.len() as u64);
+            return;
+        }
         let before = self.node.peers();
         let receipt = ns.to(room).emit(message).expect("a short room");
         let after = self.node.peers();
@@ -158,8 +193,26 @@ impl Emitter {
     }
 }
 
+/// Emits so many messages a second.
+async fn load(emitter: Arc<Emitter>, room: String, per_second: u64, bytes: usize) {
+    let mut tick = tokio::time::interval(LOAD_TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let (begin, mut done) = (tokio::time::Instant::now(), 0);
+    loop {
+        tick.tick().await;
+        let due = begin.elapsed().as_millis() as u64 * per_second / 1000;
+        // What a pause of the process made late is made up for, but not at once.
+        let now = (due - done).min(per_second / 10 + 1);
+        (0..now).for_each(|_| emitter.emit(&room, bytes));
+        done += now;
+    }
+}
+
 async fn record_events(mut events: Events, record: Record) {
     while let Some(event) = events.recv().await {
+        if let Event::Gap { frames, .. } = &event {
+            record.count(|counter| counter.counts.gap_frames += frames);
+        }
         record.add(match event {
             Event::Gap { peer, frames, outgoing } => What::Gap { peer: peer.to_string(), frames, outgoing },
             other => What::Event(format!("{other:?}")),

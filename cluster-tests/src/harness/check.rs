@@ -9,7 +9,8 @@
 //! 3. **No miss outside counted gaps.** A message that was emitted to a room when the receiver had the room settled and
 //!    the emitter had a queue for the receiver is delivered; or it was dropped with a reason in its receipt; or a gap
 //!    between the two was reported, of at least so many frames. Where the receiver or the emitter ended, or the receiver left
-//!    the room, the last messages may be missing, none before one that came. The member of the emitting run itself gets all.
+//!    the room, the last messages may be missing, none before one that came, and none that was emitted before the emitter was
+//!    told to leave. The member of the emitting run itself gets all.
 //!
 //! Of the status ([`convergence`]):
 //!
@@ -19,6 +20,7 @@
 //!    and holds as many rooms of it as everyone else does; where nodes tell the digest of their interest, with the same digest.
 
 mod runs;
+mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +29,8 @@ use serde_json::{Value, json};
 
 use super::history::History;
 use runs::{Emit, RunKey, Runs, Window};
+
+pub use tally::{Tally, forget, tally};
 
 /// At most so many numbers are named in one complaint.
 const NAMED: usize = 10;
@@ -74,8 +78,8 @@ fn once_in_order_and_emitted(runs: &Runs, receiver: RunKey, sender: RunKey, numb
                     emit.room
                 ));
             }
-            // It may have been emitted a moment before the kill, and its record be lost with the process.
-            None if source.killed && number > source.last_emitted() => {}
+            // It may have been emitted a moment before the end, and its record be lost with the process.
+            None if source.end.is_some() && number > source.last_emitted() => {}
             None => {
                 wrong.push(format!("invented: {to} got message {number} of {from}, which was never emitted"))
             }
@@ -113,29 +117,7 @@ fn own_member_gets_all(runs: &Runs, key: RunKey) -> Option<String> {
 
 /// Rule 3, of one run that emitted and one that should have got it.
 fn no_miss(runs: &Runs, sender: RunKey, receiver: RunKey) -> Option<String> {
-    let (source, target) = (&runs.runs[&sender], &runs.runs[&receiver]);
-    let got: BTreeSet<u64> = target.delivered.get(&sender).into_iter().flatten().copied().collect();
-    let may_end = source.end.is_some() || target.end.is_some();
-    let peer = (runs.id(receiver).to_owned(), receiver.1);
-    let mut missing = Vec::new();
-    for (room, windows) in &target.windows {
-        for window in windows {
-            let meant: Vec<&Emit> = source
-                .emits
-                .values()
-                .filter(|emit| emit.room == *room && emit.peers.contains(&peer) && is_meant(window, emit))
-                .collect();
-            let last = meant.iter().map(|emit| emit.number).filter(|number| got.contains(number)).max();
-            let ends = may_end || window.quit.is_some();
-            missing.extend(
-                meant
-                    .iter()
-                    .filter(|emit| !got.contains(&emit.number) && !emit.dropped.contains(&peer.0))
-                    .map(|emit| emit.number)
-                    .filter(|number| !ends || last.is_some_and(|last| *number < last)),
-            );
-        }
-    }
+    let mut missing = missing(runs, sender, receiver);
     let counted = runs.counted(sender, receiver);
     if missing.len() as u64 <= counted {
         return None;
@@ -151,10 +133,46 @@ fn no_miss(runs: &Runs, sender: RunKey, receiver: RunKey) -> Option<String> {
     ))
 }
 
+/// The messages of one run that another one should have got and did not, whether they were counted or not.
+fn missing(runs: &Runs, sender: RunKey, receiver: RunKey) -> Vec<u64> {
+    let (source, target) = (&runs.runs[&sender], &runs.runs[&receiver]);
+    let got: BTreeSet<u64> = target.delivered.get(&sender).into_iter().flatten().copied().collect();
+    let may_end = source.end.is_some() || target.end.is_some();
+    let peer = (runs.id(receiver).to_owned(), receiver.1);
+    let mut missing = Vec::new();
+    for (room, windows) in &target.windows {
+        for window in windows {
+            let meant: Vec<&Emit> = source
+                .emits
+                .values()
+                .filter(|emit| emit.room == *room && emit.peers.contains(&peer) && is_meant(window, emit))
+                .collect();
+            let last = meant.iter().map(|emit| emit.number).filter(|number| got.contains(number)).max();
+            let ends = may_end || window.quit.is_some();
+            // Who leaves in order waits until those who stay have what it emitted before.
+            let left = !source.killed && target.end.is_none() && window.quit.is_none();
+            let owed = |emit: &Emit| left && source.told.is_some_and(|told| emit.at < told);
+            missing.extend(
+                meant
+                    .iter()
+                    .filter(|emit| !got.contains(&emit.number) && !emit.dropped.contains(&peer.0))
+                    .filter(|emit| !ends || owed(emit) || last.is_some_and(|last| emit.number < last))
+                    .map(|emit| emit.number),
+            );
+        }
+    }
+    missing
+}
+
 /// Whether the room was settled when the message was emitted.
 fn is_meant(window: &Window, emit: &Emit) -> bool {
     window.settled.is_some_and(|settled| settled < emit.began)
         && window.quit.is_none_or(|quit| emit.at < quit.at)
+}
+
+/// What keeps the nodes from listing each other, in words; empty when they do. Rule 4 without what is kept for runs that are over.
+pub fn membership(reports: &BTreeMap<String, Report>) -> Vec<String> {
+    reports.iter().flat_map(|(id, report)| listed(reports, id, report)).collect()
 }
 
 /// What keeps the nodes from being one cluster, in words; empty when they are. `reports` are those of the nodes that run,
@@ -162,6 +180,7 @@ fn is_meant(window: &Window, emit: &Emit) -> bool {
 pub fn convergence(reports: &BTreeMap<String, Report>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (id, report) in reports {
+        wrong.extend(listed(reports, id, report));
         wrong.extend(ghosts(reports, id, report));
         for link in &report.links {
             let Some(peer) = reports.get(&link.peer) else { continue };
@@ -188,8 +207,8 @@ pub fn convergence(reports: &BTreeMap<String, Report>) -> Vec<String> {
     wrong
 }
 
-/// Rule 4.
-fn ghosts(reports: &BTreeMap<String, Report>, id: &str, report: &Report) -> Vec<String> {
+/// Rule 4, of the members.
+fn listed(reports: &BTreeMap<String, Report>, id: &str, report: &Report) -> Vec<String> {
     let mut wrong = Vec::new();
     if let Some(conflict) = &report.conflict {
         wrong.push(format!("{id} is refused: {conflict}"));
@@ -210,14 +229,21 @@ fn ghosts(reports: &BTreeMap<String, Report>, id: &str, report: &Report) -> Vec<
             }
             Some(_) => {}
         }
-        let up = report.links.iter().any(|link| link.peer == *peer && link.state == "up");
-        if peer != id && !up {
-            wrong.push(format!("{id} has no link to {peer} that is up"));
-        }
     }
     for member in report.members.iter().filter(|member| !reports.contains_key(&member.id)) {
         if member.state != "dead" {
             wrong.push(format!("{id} lists {} as {}, and it does not run", member.id, member.state));
+        }
+    }
+    wrong
+}
+
+/// Rule 4, of the links.
+fn ghosts(reports: &BTreeMap<String, Report>, id: &str, report: &Report) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for peer in reports.keys().filter(|peer| *peer != id) {
+        if !report.links.iter().any(|link| link.peer == *peer && link.state == "up") {
+            wrong.push(format!("{id} has no link to {peer} that is up"));
         }
     }
     for link in &report.links {

@@ -11,7 +11,8 @@ use roomcast::Node;
 use roomcast::status::Report;
 
 use super::builder::{ClusterBuilder, SEED_VARIABLE, SeedNodes};
-use super::check;
+use super::check::{self, Tally};
+use super::counts::Counts;
 use super::ground::{Answer, Ask, Ground, Plan, Rule, Settings};
 use super::history::{Entry, History, What};
 use super::sim::Simulated;
@@ -164,18 +165,37 @@ impl Cluster {
     /// After `within`, with what is missing.
     #[track_caller]
     pub fn converged(&mut self, within: Duration) -> impl Future<Output = Duration> {
+        self.agreed(within, "one cluster", check::convergence)
+    }
+
+    /// Lets time pass until the running nodes list each other, each with a link, and nobody else, and returns how long that
+    /// took ([`check::membership`]). What they know of rooms may come later.
+    ///
+    /// # Panics
+    /// After `within`, with what is missing.
+    #[track_caller]
+    pub fn complete(&mut self, within: Duration) -> impl Future<Output = Duration> {
+        self.agreed(within, "complete", check::membership)
+    }
+
+    #[track_caller]
+    fn agreed(
+        &mut self,
+        within: Duration,
+        what: &str,
+        check: fn(&BTreeMap<String, Report>) -> Vec<String>,
+    ) -> impl Future<Output = Duration> {
         let caller = Location::caller();
         async move {
             let begin = self.now();
             loop {
-                let reports = self.reports().await;
-                let wrong = check::convergence(&reports);
+                let wrong = check(&self.reports().await);
                 let took = self.now() - begin;
                 if wrong.is_empty() {
-                    self.note(format!("all running nodes are one cluster, after {took:?}"));
+                    self.note(format!("all running nodes are {what}, after {took:?}"));
                     return took;
                 }
-                assert!(took < within, "{caller}: not one cluster within {within:?}:\n{}", wrong.join("\n"));
+                assert!(took < within, "{caller}: not {what} within {within:?}:\n{}", wrong.join("\n"));
                 self.sleep(LOOK).await;
             }
         }
@@ -265,7 +285,8 @@ impl Cluster {
 
     /// Lets a node leave the cluster in order (`Node::drain`), and ends it.
     pub async fn retire(&mut self, node: usize) {
-        self.note(format!("{} is told to leave", self.ids[node]));
+        let at = self.ground.now();
+        self.ground.history().add(Entry { at, node, run: 0, what: What::Leaving });
         self.ground.leave(node).await;
         (self.seats[node].running, self.seats[node].frozen) = (false, false);
     }
@@ -324,6 +345,25 @@ impl Cluster {
         self.ask(node, traffic).await;
     }
 
+    /// Emits so many messages a second, of so many bytes, from a node to a room, until [`quiet`](Self::quiet); not again
+    /// after a restart.
+    pub async fn load(&mut self, node: usize, room: &str, per_second: u64, bytes: usize) {
+        self.ask(node, Ask::Load(room.to_owned(), per_second, bytes)).await;
+    }
+
+    /// From now on the messages of this run are counted, not recorded: the checker does not see them.
+    pub async fn count_only(&mut self, node: usize) {
+        self.ask(node, Ask::CountOnly).await;
+    }
+
+    /// What was counted since [`count_only`](Self::count_only). None when the node does not run or is frozen.
+    pub async fn counts(&mut self, node: usize) -> Option<Counts> {
+        match self.ground.ask(node, Ask::Counts).await? {
+            Answer::Counts(counts) => Some(counts),
+            Answer::Done | Answer::Report(_) => None,
+        }
+    }
+
     /// Ends the traffic of all nodes.
     pub async fn quiet(&mut self) {
         for node in self.nodes() {
@@ -332,11 +372,40 @@ impl Cluster {
         }
     }
 
+    /// Ends all traffic, waits until nothing is on its way, checks the history so far, and forgets its messages: for
+    /// runs that are too long to keep all. Returns what is wrong, in words, and the history in numbers. The network has to
+    /// be healed, no node frozen.
+    ///
+    /// # Panics
+    /// When the queues do not empty, or joins do not settle.
+    pub async fn checkpoint(&mut self) -> (Vec<String>, Tally) {
+        self.quiet().await;
+        for node in self.nodes().filter(|node| self.seats[*node].running).collect::<Vec<_>>() {
+            self.settle(node).await;
+        }
+        self.emptied().await;
+        let mut left = None;
+        self.eventually(EMPTY, async |cluster| {
+            let (at, ids) = (cluster.now(), cluster.ids.clone());
+            left = check::forget(cluster.history(), &ids, at);
+            left.is_some()
+        })
+        .await;
+        let ids = self.ids.clone();
+        let history = std::mem::replace(self.ground.history(), left.unwrap_or_default());
+        (check::history(&history, &ids), check::tally(&history, &ids))
+    }
+
+    /// The process of a node that runs. On real ground only.
+    pub fn process(&self, node: usize) -> Option<u32> {
+        self.ground.process(node)
+    }
+
     /// The status of a node. None when it does not run or is frozen.
     pub async fn report(&mut self, node: usize) -> Option<Report> {
         match self.ground.ask(node, Ask::Report).await? {
             Answer::Report(report) => Some(*report),
-            Answer::Done => None,
+            Answer::Done | Answer::Counts(_) => None,
         }
     }
 
@@ -379,6 +448,15 @@ impl Cluster {
         }
         self.converged(self.within).await;
         self.quiet().await;
+        self.emptied().await;
+        let wrong = check::history(self.ground.history(), &self.ids);
+        assert!(wrong.is_empty(), "the history is wrong:\n{}", wrong.join("\n"));
+        self.finished = true;
+        std::mem::take(self.ground.history())
+    }
+
+    /// Waits until the queues are empty.
+    async fn emptied(&mut self) {
         self.eventually(EMPTY, async |cluster| {
             let reports = cluster.reports().await;
             reports.values().flat_map(|report| &report.links).all(|link| link.queue_frames == 0)
@@ -386,10 +464,6 @@ impl Cluster {
         .await;
         // What was acknowledged is delivered; on real ground its record is on its way.
         self.sleep(Duration::from_secs(1)).await;
-        let wrong = check::history(self.ground.history(), &self.ids);
-        assert!(wrong.is_empty(), "the history is wrong:\n{}", wrong.join("\n"));
-        self.finished = true;
-        std::mem::take(self.ground.history())
     }
 
     async fn begin(&mut self, node: usize) {

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use roomcast::status::Report;
 use serde::{Deserialize, Serialize};
 
+use super::counts::Counts;
 use super::history::History;
 use super::sim::Simulated;
 
@@ -45,6 +46,10 @@ pub trait Ground {
     fn now(&self) -> Duration;
     /// What was recorded so far.
     fn history(&mut self) -> &mut History;
+    /// The process of a node that runs, where it has one of its own.
+    fn process(&self, _node: usize) -> Option<u32> {
+        None
+    }
     /// The simulated ground, where this is it: for what only that can do.
     fn simulated(&mut self) -> Option<&mut Simulated> {
         None
@@ -106,8 +111,14 @@ pub enum Ask {
     /// Emits a message of so many bytes to a room each time that so many milliseconds have passed, until
     /// [`Ask::Quiet`].
     Traffic(String, u64, usize),
-    /// Ends [`Ask::Traffic`].
+    /// Emits so many messages a second, of so many bytes, to a room until [`Ask::Quiet`].
+    Load(String, u64, usize),
+    /// Ends [`Ask::Traffic`] and [`Ask::Load`].
     Quiet,
+    /// Messages are counted and no longer recorded.
+    CountOnly,
+    /// What was counted.
+    Counts,
     /// The status.
     Report,
 }
@@ -119,6 +130,8 @@ pub enum Answer {
     Done,
     /// The status.
     Report(Box<Report>),
+    /// What was counted since [`Ask::CountOnly`].
+    Counts(Counts),
 }
 
 impl Rule {

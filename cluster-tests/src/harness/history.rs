@@ -24,7 +24,9 @@ pub enum What {
     Started,
     /// The test ended it without a word.
     Killed,
-    /// The test let it leave.
+    /// The test told it to leave.
+    Leaving,
+    /// It has left.
     Left,
     /// The test stopped it from running.
     Frozen,
@@ -74,6 +76,13 @@ pub enum What {
     },
     /// Another event of the node, in words.
     Event(String),
+    /// What was before was checked and is forgotten: see [`check::forget`](super::check::forget).
+    Before {
+        /// How many joins the run had recorded.
+        joins: u64,
+        /// The rooms that its member is in; they are known everywhere.
+        rooms: Vec<String>,
+    },
 }
 
 /// All that happened, in the order of its times as far as these are known.

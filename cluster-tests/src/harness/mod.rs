@@ -4,7 +4,9 @@
 //! * [`agent`]: what runs beside each node: one member that joins, emits and records.
 //! * [`builder`], [`cluster`]: the cluster as a test sees it.
 //! * [`check`]: what must hold of the record, and of the nodes when all is well again.
+//! * [`counts`]: what is counted where a record would cost too much.
 //! * [`dice`]: what a rule of the network does to one packet.
+//! * [`goals`]: what the goals ask for, measured.
 //! * [`history`], [`story`]: the record, and the record in words.
 //! * [`processes`], [`namespaces`]: real ground.
 //! * [`scenarios`]: what a cluster has to survive.
@@ -14,7 +16,9 @@ pub mod agent;
 pub mod builder;
 pub mod check;
 pub mod cluster;
+pub mod counts;
 pub mod dice;
+pub mod goals;
 pub mod ground;
 pub mod history;
 pub mod namespaces;

@@ -37,8 +37,10 @@ pub struct Scenario {
 /// The room of the steady traffic.
 pub const ROOM: &str = "lobby";
 
-/// How long it may take from the healing of the network until all nodes are one cluster again.
-const MENDED: Duration = Duration::from_secs(4);
+/// How long it may take from the healing of the network until all nodes list each other.
+const COMPLETE: Duration = Duration::from_secs(3);
+/// How long from then on until all hold the same interest.
+const EQUAL: Duration = Duration::from_secs(1);
 
 impl Scenario {
     /// Plays it on simulated ground and checks what happened.
@@ -156,7 +158,7 @@ const fn name_of(path: &'static str) -> &'static str {
 }
 
 /// All members join the room, and every node emits to it.
-async fn steady(cluster: &mut Cluster) {
+pub(super) async fn steady(cluster: &mut Cluster) {
     for node in cluster.nodes() {
         cluster.join(node, ROOM).await;
         cluster.settle(node).await;
@@ -169,16 +171,18 @@ async fn steady(cluster: &mut Cluster) {
 }
 
 /// Heals the network. Members are complete within 3 s, and interest is equal within 1 s more; on real ground, whose
-/// machine may have much else to do, it may take longer.
-async fn mended(cluster: &mut Cluster) {
+/// machine may have much else to do, it may take longer. Returns how long the two took.
+pub(super) async fn mended(cluster: &mut Cluster) -> (Duration, Duration) {
     cluster.heal().await;
-    let within = if cluster.is_simulated() { MENDED } else { Duration::from_secs(40) };
-    cluster.converged(within).await;
+    let far = Duration::from_secs(40);
+    let (complete, equal) = if cluster.is_simulated() { (COMPLETE, EQUAL) } else { (far, far) };
+    let took = (cluster.complete(complete).await, cluster.converged(equal).await);
     pause(cluster, 100..2000).await;
+    took
 }
 
 /// Lets so many milliseconds pass, picked by the seed.
-async fn pause(cluster: &mut Cluster, ms: std::ops::Range<u64>) {
+pub(super) async fn pause(cluster: &mut Cluster, ms: std::ops::Range<u64>) {
     let ms = cluster.pick(ms);
     cluster.sleep(Duration::from_millis(ms)).await;
 }
@@ -190,7 +194,7 @@ fn one(cluster: &mut Cluster) -> usize {
 }
 
 /// The nodes in two sides, picked by the seed; none is empty.
-fn sides(cluster: &mut Cluster) -> (Vec<usize>, Vec<usize>) {
+pub(super) fn sides(cluster: &mut Cluster) -> (Vec<usize>, Vec<usize>) {
     let first = one(cluster);
     let size = cluster.pick(1..cluster.len() as u64) as usize;
     let nodes = cluster.len();

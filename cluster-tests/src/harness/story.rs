@@ -43,6 +43,7 @@ fn line(text: &mut String, entry: &Entry, ids: &[String], ordinal: usize, what: 
         }
         What::Started => "starts".to_owned(),
         What::Killed => "* is killed".to_owned(),
+        What::Leaving => "* is told to leave".to_owned(),
         What::Left => "* has left".to_owned(),
         What::Frozen => "* is frozen".to_owned(),
         What::Thawed => "* runs again".to_owned(),
@@ -52,6 +53,7 @@ fn line(text: &mut String, entry: &Entry, ids: &[String], ordinal: usize, what: 
         What::Gap { peer, frames, outgoing: true } => format!("lost {frames} frames for {peer}"),
         What::Gap { peer, frames, outgoing: false } => format!("lost {frames} frames from {peer}"),
         What::Event(words) => words.clone(),
+        What::Before { rooms, .. } => format!("is in {} rooms; what was before is forgotten", rooms.len()),
         What::Emitted { .. } | What::Delivered { .. } => return,
     };
     let run = if ordinal == 0 { String::new() } else { format!(" (run {ordinal})") };

@@ -15,6 +15,7 @@ mod examples;
 mod formation;
 mod fronts;
 mod fuzz;
+mod goals;
 mod healing;
 mod hostile;
 mod insiders;

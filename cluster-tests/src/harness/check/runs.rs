@@ -25,6 +25,8 @@ pub(super) struct Run {
     /// When it ended.
     pub(super) end: Option<Duration>,
     pub(super) killed: bool,
+    /// When it was told to leave.
+    pub(super) told: Option<Duration>,
     /// By their number.
     pub(super) emits: BTreeMap<u64, Emit>,
     /// The numbers in the order in which they came, by the run that emitted them.
@@ -37,6 +39,8 @@ pub(super) struct Run {
     lost_from: BTreeMap<String, u64>,
     /// The room of each join so far.
     joins: Vec<String>,
+    /// How many of them are settled.
+    settled_joins: usize,
 }
 
 /// A message that was emitted.
@@ -92,6 +96,12 @@ impl<'a> Runs<'a> {
                         run.killed = entry.what == What::Killed;
                     }
                 }
+                What::Leaving => {
+                    let run = newest.get(&entry.node).and_then(|(key, _)| runs.runs.get_mut(key));
+                    if let Some(run) = run {
+                        run.told.get_or_insert(entry.at);
+                    }
+                }
                 What::Frozen | What::Thawed | What::Fault(_) => {}
                 what => {
                     let run = runs.runs.entry(key).or_default();
@@ -124,6 +134,18 @@ impl<'a> Runs<'a> {
 }
 
 impl Run {
+    /// What is left of the run when its messages are forgotten. None while a room that its member is in is not settled.
+    pub(super) fn before(&self) -> Option<What> {
+        let open = |windows: &Vec<Window>| windows.last().is_some_and(|window| window.quit.is_none());
+        let rooms = || self.windows.iter().filter(|(_, windows)| open(windows));
+        let settled = |windows: &Vec<Window>| windows.last().is_some_and(|window| window.settled.is_some());
+        if !rooms().all(|(_, windows)| settled(windows)) {
+            return None;
+        }
+        let rooms = rooms().map(|(room, _)| room.clone()).collect();
+        Some(What::Before { joins: self.joins.len() as u64, rooms })
+    }
+
     /// The number of the last message that is known to have been emitted.
     pub(super) fn last_emitted(&self) -> u64 {
         self.emits.keys().next_back().copied().unwrap_or(0)
@@ -135,7 +157,8 @@ impl Run {
             What::Joined(room) => self.join(room, place, at),
             What::Settled { joins } => {
                 let joins = usize::try_from(*joins).unwrap_or(usize::MAX).min(self.joins.len());
-                for room in &self.joins[..joins] {
+                // Those before are settled, or were left: joined again they have a place behind.
+                for room in &self.joins[self.settled_joins.min(joins)..joins] {
                     // A room that was left and joined again after the question is not settled by it.
                     let again = self.joins[joins..].contains(room);
                     let window = self.windows.get_mut(room).and_then(|windows| windows.last_mut());
@@ -143,6 +166,7 @@ impl Run {
                         window.settled.get_or_insert(at);
                     }
                 }
+                self.settled_joins = self.settled_joins.max(joins);
             }
             What::Quit(room) => {
                 let window = self.windows.get_mut(room).and_then(|windows| windows.last_mut());
@@ -162,6 +186,14 @@ impl Run {
             What::Gap { peer, frames, outgoing } => {
                 let lost = if *outgoing { &mut self.lost_to } else { &mut self.lost_from };
                 *lost.entry(peer.clone()).or_default() += frames;
+            }
+            What::Before { joins, rooms } => {
+                self.settled_joins = usize::try_from(*joins).unwrap_or(usize::MAX);
+                self.joins = vec![String::new(); self.settled_joins];
+                for room in rooms {
+                    let window = Window { joined: place, joined_at: at, settled: Some(at), quit: None };
+                    self.windows.insert(room.clone(), vec![window]);
+                }
             }
             What::Event(words) if words.starts_with(STRANGE) => return Some(words.clone()),
             _ => {}

@@ -201,6 +201,57 @@ fn who_ends_may_miss_the_last_only() {
 }
 
 #[test]
+fn who_leaves_in_order_owes_what_it_emitted_before() {
+    let leaves = |scribe: &mut Scribe, missing_after: bool| {
+        scribe.emit(1..=2).deliver(B, 1..=if missing_after { 2 } else { 1 });
+        scribe.add((A.0, 0), What::Leaving).emit(3..=3).add((A.0, 0), What::Left);
+    };
+    let (mut good, mut bad) = (Scribe::new(), Scribe::new());
+    leaves(&mut good, true);
+    good.is_right();
+    leaves(&mut bad, false);
+    bad.breaks("miss");
+    // Who is killed while it leaves, and who is left to a node that ends, owes nothing more.
+    let mut killed = Scribe::new();
+    killed.emit(1..=2).deliver(B, [1]).add((A.0, 0), What::Leaving).kill(A).is_right();
+    let mut both = Scribe::new();
+    leaves(&mut both, false);
+    both.kill(B).is_right();
+}
+
+#[test]
+fn a_history_in_numbers() {
+    let mut scribe = Scribe::new();
+    scribe.emit(1..=6).deliver(B, [2, 1, 5, 5, 6]).gap(A, "b", 1, true);
+    let tally = tally(&scribe.history, &["a".into(), "b".into()]);
+    let wanted = Tally { emitted: 6, delivered: 11, missed: 2, uncounted: 1, duplicated: 1, reordered: 1 };
+    assert_eq!(tally, wanted);
+    assert!(tally.is_wrong() && !Tally { missed: 1, ..Tally::default() }.is_wrong());
+}
+
+#[test]
+fn what_was_checked_is_forgotten_and_the_rest_is_checked_as_before() {
+    let ids = ["a".to_owned(), "b".to_owned()];
+    let mut scribe = Scribe::new();
+    scribe.emit(1..=2).deliver(B, 1..=2);
+    scribe.add(B, What::Joined("s".into())).add(B, What::Quit("s".into())).add(B, What::Joined("s".into()));
+    let at = |scribe: &Scribe| Duration::from_millis(scribe.at);
+    assert!(forget(&scribe.history, &ids, at(&scribe)).is_none(), "a join is not known everywhere");
+    scribe.add(B, What::Settled { joins: 3 }).add(B, What::Quit("s".into()));
+    scribe.history = forget(&scribe.history, &ids, at(&scribe)).unwrap();
+    assert_eq!(scribe.history.entries.len(), 4);
+    // The room is settled still, and joins are counted on.
+    scribe.emit(3..=4).deliver(B, 3..=4).is_right();
+    scribe.add(B, What::Joined("s".into())).add(B, What::Settled { joins: 4 });
+    scribe.is_right();
+    scribe.emit(5..=6).deliver(B, [6]).breaks("miss");
+    // A run that is over is forgotten altogether.
+    scribe.kill(A);
+    let left = forget(&scribe.history, &ids, at(&scribe)).unwrap();
+    assert!(left.entries.iter().all(|entry| entry.node == B.0));
+}
+
+#[test]
 fn a_new_run_owes_nothing_for_the_old_one() {
     let mut scribe = Scribe::new();
     let new = (B.0, 201);

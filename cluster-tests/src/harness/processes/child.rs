@@ -71,6 +71,11 @@ impl Child {
         Self { name, process, input, answers, printed, readers, frozen: false, owed: 0 }
     }
 
+    /// Its number.
+    pub(super) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Says a line to it.
     ///
     /// # Panics

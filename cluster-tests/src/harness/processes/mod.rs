@@ -52,11 +52,14 @@ use super::namespaces::Pods;
 use crate::wait::DEADLINE;
 
 pub(crate) use http::get;
-pub use node::serve;
+pub use node::{serve, serve_if_told};
 pub(crate) use site::Site;
 
 /// The cluster of the nodes, where the harness names it.
 pub const CLUSTER: &str = "test";
+
+/// Set in the environment of a process that has to be a node.
+const NODE_VARIABLE: &str = "ROOMCAST_HARNESS_NODE";
 
 /// A ground on which every node is a process.
 pub struct Processes {
@@ -77,6 +80,16 @@ impl Processes {
     /// package `env!("CARGO_BIN_EXE_cluster-node")`.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self::with(Program::Ours(program.into()))
+    }
+
+    /// Nodes with the agents of the harness, on loopback, each in a process of the program that runs now: its `main`
+    /// begins with [`serve_if_told`].
+    ///
+    /// # Panics
+    /// When the system does not say which program that is.
+    pub fn of_this_program() -> Self {
+        let program = std::env::current_exe().expect("the system knows which program this is");
+        Self::new(program).env(NODE_VARIABLE, "1")
     }
 
     /// Nodes that are a program of yours, on loopback. `words` are its command line: `{id}`, `{listen}` (a UDP address),
@@ -315,6 +328,10 @@ impl Ground for Processes {
 
     fn now(&self) -> Duration {
         self.clock.now()
+    }
+
+    fn process(&self, node: usize) -> Option<u32> {
+        self.children.get(&node).map(Child::id)
     }
 
     fn history(&mut self) -> &mut History {

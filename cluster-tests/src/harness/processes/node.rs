@@ -40,6 +40,11 @@ pub fn serve() -> ExitCode {
     }
 }
 
+/// [`serve`], in a process that [`Processes::of_this_program`](super::Processes::of_this_program) started; None in others.
+pub fn serve_if_told() -> Option<ExitCode> {
+    std::env::var_os(super::NODE_VARIABLE).map(|_| serve())
+}
+
 async fn run() -> Result<(), String> {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let Some(line) = next(&mut lines).await? else { return Ok(()) };

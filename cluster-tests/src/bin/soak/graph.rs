@@ -1,0 +1,149 @@
+//! Memory over time as a picture and as a slope.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::memory::Sample;
+
+const WIDTH: f64 = 900.0;
+const HEIGHT: f64 = 380.0;
+const LEFT: f64 = 64.0;
+const RIGHT: f64 = 20.0;
+const TOP: f64 = 40.0;
+const BOTTOM: f64 = 44.0;
+/// Colours that can be told apart on white and on black.
+const COLOURS: [&str; 5] = ["#2f7ed8", "#d9662b", "#2aa876", "#9a9a9a", "#b07ad0"];
+
+/// The samples of each node.
+pub(crate) struct Graph {
+    nodes: Vec<Vec<Sample>>,
+}
+
+impl Graph {
+    /// From all samples, in the order of time.
+    pub(crate) fn of(samples: &[Sample], nodes: usize) -> Self {
+        let of = |node| samples.iter().filter(|sample| sample.node == node).copied().collect();
+        Self { nodes: (0..nodes).map(of).collect() }
+    }
+
+    /// A line of a table for each node: its memory at the end of the warm-up and at the end, and by how much it grows.
+    pub(crate) fn lines(&self, warm_up: Duration) -> Vec<String> {
+        let lines = self.nodes.iter().enumerate().filter_map(|(node, samples)| {
+            let warm: Vec<Sample> = samples.iter().filter(|sample| sample.at >= warm_up).copied().collect();
+            let (first, last) = (warm.first()?, warm.last()?);
+            let slope = slope(&warm);
+            Some(format!(
+                "| n{node} | {} KiB | {} KiB | {slope:+.1} |",
+                first.resident_kib, last.resident_kib
+            ))
+        });
+        lines.collect()
+    }
+
+    /// The picture, readable on light and on dark ground. The first `steady` nodes are those that live all the time.
+    pub(crate) fn svg(&self, title: &str, steady: usize) -> String {
+        let all = || self.nodes.iter().flatten();
+        let minutes = all().map(|sample| minutes(sample.at)).fold(1.0, f64::max);
+        let highest = (all().map(|sample| mib(sample.resident_kib)).fold(1.0, f64::max) / 10.0).ceil() * 10.0;
+        let x = |at: f64| LEFT + at / minutes * (WIDTH - LEFT - RIGHT);
+        let y = |size: f64| HEIGHT - BOTTOM - size / highest * (HEIGHT - TOP - BOTTOM);
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
+             aria-label=\"{title}\">\n<style>text{{font:12px sans-serif;fill:#333}}.grid{{stroke:#8886}}\
+             @media(prefers-color-scheme:dark){{text{{fill:#ccc}}}}</style>\n\
+             <text x=\"{LEFT}\" y=\"16\">{title}</text>\n"
+        );
+        for part in 0..=5 {
+            let (size, at) = (highest * f64::from(part) / 5.0, minutes * f64::from(part) / 5.0);
+            let (level, place) = (y(size), x(at));
+            let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
+            let _ = writeln!(
+                svg,
+                "<path class=\"grid\" d=\"M{LEFT} {level:.1}H{right}\"/>\
+                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{size:.0} MiB</text>\
+                 <text x=\"{place:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{at:.0} min</text>",
+                LEFT - 6.0,
+                level + 4.0,
+                bottom + 18.0
+            );
+        }
+        for (node, samples) in self.nodes.iter().enumerate() {
+            let colour = COLOURS[node % COLOURS.len()];
+            // A line for each run.
+            for run in samples.chunk_by(|one, next| one.process == next.process) {
+                let points = run.iter().map(|sample| (x(minutes_of(sample)), y(mib(sample.resident_kib))));
+                let points: Vec<String> = points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+                let points = points.join(" ");
+                let _ = writeln!(
+                    svg,
+                    "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" stroke-linecap=\"round\" points=\"{points}\"/>"
+                );
+            }
+            let label = if node < steady { "" } else { ", restarted" };
+            let place = LEFT + 130.0 * node as f64;
+            let _ = writeln!(
+                svg,
+                "<text x=\"{place}\" y=\"{:.1}\" style=\"fill:{colour}\">n{node}{label}</text>",
+                HEIGHT - 6.0
+            );
+        }
+        svg + "</svg>\n"
+    }
+}
+
+fn minutes_of(sample: &Sample) -> f64 {
+    minutes(sample.at)
+}
+
+fn minutes(time: Duration) -> f64 {
+    time.as_secs_f64() / 60.0
+}
+
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
+/// By how many KiB a minute the resident memory grows: the line with the least squares.
+fn slope(samples: &[Sample]) -> f64 {
+    let count = samples.len() as f64;
+    let middle_x = samples.iter().map(minutes_of).sum::<f64>() / count;
+    let middle_y = samples.iter().map(|sample| sample.resident_kib as f64).sum::<f64>() / count;
+    let (mut above, mut below) = (0.0, 0.0);
+    for sample in samples {
+        let x = minutes_of(sample) - middle_x;
+        above += x * (sample.resident_kib as f64 - middle_y);
+        below += x * x;
+    }
+    if below > 0.0 { above / below } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(process: u32, sizes: &[u64]) -> Vec<Sample> {
+        let sample = |(minute, size): (usize, &u64)| Sample {
+            at: Duration::from_secs(60 * minute as u64),
+            node: 0,
+            process,
+            resident_kib: *size,
+            anonymous_kib: 0,
+        };
+        sizes.iter().enumerate().map(sample).collect()
+    }
+
+    #[test]
+    fn the_slope_is_that_of_the_line() {
+        assert!((slope(&samples(1, &[100, 110, 120, 130])) - 10.0).abs() < 1e-9);
+        assert!(slope(&samples(1, &[100, 120, 120, 100])).abs() < 1e-9);
+        assert_eq!(slope(&samples(1, &[100])), 0.0);
+    }
+
+    #[test]
+    fn the_picture_has_a_line_for_each_run() {
+        let two: Vec<Sample> = [samples(1, &[1, 2]), samples(2, &[1, 2])].concat();
+        let graph = Graph::of(&two, 1);
+        assert_eq!(graph.svg("memory", 1).matches("<polyline").count(), 2);
+        assert_eq!(graph.lines(Duration::from_secs(60)).len(), 1);
+    }
+}
