@@ -220,7 +220,7 @@ impl Outbox {
         self.last.0 - self.sent.0
     }
 
-    /// Takes a frame: its head with the length, as [`encode_head`](crate::core::frame::encode_head) wrote it, and its
+    /// Takes a frame: its head with the length, as [`encode_head`] wrote it, and its
     /// payload.
     ///
     /// # Errors

@@ -77,7 +77,7 @@ fn heard_state(history: &History, node: usize, of: usize, from: Duration, states
 /// equal everywhere.
 ///
 /// # Panics
-/// When it takes longer than the goals say ([`mended`]), or something else is wrong.
+/// When it takes longer than the goals say, or something else is wrong.
 pub fn split(seed: u64, length: Duration) -> (Duration, Duration) {
     let mut took = (Duration::ZERO, Duration::ZERO);
     Cluster::builder().nodes(5).seed(seed).replayed_by(replay(seed)).run(async |cluster: &mut Cluster| {
