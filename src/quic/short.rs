@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -93,13 +93,18 @@ async fn read_short_stream(
         STREAM_VOLATILE => hub.limits.max_frame_bytes + crate::core::frame::LENGTH_BYTES,
         other => return Err(LinkError::Violation(format!("a stream of unknown kind {other}"))),
     };
-    let message = match stream.read_to_end(limit).await {
-        Ok(message) => Bytes::from(message),
-        Err(quinn::ReadToEndError::TooLong) => {
+    // In order: `read_to_end` does not keep it, and quinn-proto 0.11 then counts packets that came twice as read, so that
+    // a stream dropped half read has less than none left (a panic with overflow checks, a wrong window without).
+    let mut message = BytesMut::new();
+    while let Some(chunk) =
+        stream.read_chunk(limit + 1 - message.len(), true).await.map_err(|error| lost(error.to_string()))?
+    {
+        message.extend_from_slice(&chunk.bytes);
+        if message.len() > limit {
             return Err(LinkError::Violation(format!("a short stream of more than {limit} bytes")));
         }
-        Err(error) => return Err(lost(error.to_string())),
-    };
+    }
+    let message = message.freeze();
     if kind[0] == STREAM_GOSSIP {
         host.gossip(peer.advertise, message);
         return Ok(());
