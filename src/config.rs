@@ -156,8 +156,8 @@ pub struct LinkConfig {
     /// Default is none: as long as there is room. Older ones are given up, counted (`expired`) and reported as a gap. It is
     /// looked at every 100 ms. For nodes; emitters do not look at it. Cost: a look at each queue each time.
     pub max_queue_age: Option<Duration>,
-    /// How long frames for a peer without a link are kept. Default is 15 s. Older ones are lost and reported as a gap.
-    /// Cost: memory within `outbox_bytes`.
+    /// How long frames for a peer without a link are kept: as soon as there was none for so long, older ones are lost and
+    /// reported as a gap. Default is 15 s. It begins anew with each link that comes up. Cost: memory within `outbox_bytes`.
     pub resume_window: Duration,
     /// The deltas of this node's interest that are kept for slow links, in bytes. Default is 1 MiB. A link that is
     /// further behind is sent a snapshot. Cost: up to this, once per node.

@@ -31,7 +31,7 @@
 //!
 //! * [`node`]: builder, start, ready, drain, stop.
 //! * [`config`], [`error`], [`event`], [`ids`]: what users set, see and name.
-//! * [`core`]: the rules, pure: interest, routes, outbox, inbox, frames, members.
+//! * [`core`]: the rules, pure: interest, routes, outbox, inbox, frames, members, acquaintances, watchdog.
 //! * `hub`: the data path that fronts and links share.
 //! * `actors`: the owners of state that changes: registry, peers, membership.
 //! * [`quic`]: endpoint, certificates, handshake, the tasks of a link.
@@ -50,7 +50,7 @@
 //! 2. `hub/mod.rs` (`Hub::send`) asks [`core::routes`] which peers are interested: one look into a published snapshot.
 //! 3. The head is encoded once ([`core::frame`]), and the frame goes into the bounded queue of each interested peer
 //!    (`hub/peer.rs`), where [`core::outbox`] numbers it.
-//! 4. The writer of the link (`quic/connection.rs`) takes what has gathered and writes it to the QUIC stream.
+//! 4. The writer of the link (`quic/writer.rs`) takes what has gathered and writes it to the QUIC stream.
 //! 5. On the other node the reader of the link cuts frames, [`core::inbox`] says whether a frame is new, and
 //!    `Hub::deliver` hands it to the front of the namespace, which serves its members
 //!    (`socketioxide/inbound.rs`, `plain/mod.rs`).

@@ -511,7 +511,7 @@ impl Membership {
                 }
                 continue;
             }
-            entry.queue.expire(now.saturating_sub(window));
+            entry.queue.expire(now, window);
             let listed = self
                 .members
                 .get(id)

@@ -44,6 +44,8 @@ pub struct Outbox {
     drop_oldest: bool,
     /// Whether a link stands: what was sent over it may have been applied.
     linked: bool,
+    /// When the last one ended that came as far as a [`resume`](Self::resume).
+    ended_ms: u64,
     /// Frames that were sent on this link, oldest first.
     under_way: VecDeque<Chunk>,
     /// Frames that are to be sent, oldest first; after a break also those that were sent before.
@@ -150,6 +152,7 @@ impl Outbox {
             limit_bytes,
             drop_oldest: false,
             linked: false,
+            ended_ms: 0,
             under_way: VecDeque::new(),
             waiting: VecDeque::new(),
             open: BytesMut::new(),
@@ -346,9 +349,12 @@ impl Outbox {
         Resumed { first, lost }
     }
 
-    /// The link has ended: what was sent over it is held until a [`resume`](Self::resume) says what became of it.
-    pub fn link_ended(&mut self) {
-        self.linked = false;
+    /// The link has ended: what was sent over it is held until a [`resume`](Self::resume) says what became of it. The time
+    /// for that begins, unless it never came as far as a resume: such a link was none.
+    pub fn link_ended(&mut self, now_ms: u64) {
+        if std::mem::replace(&mut self.linked, false) {
+            self.ended_ms = now_ms;
+        }
     }
 
     /// The next link goes to another node, which has nothing of this epoch: a new one begins, with a number of its own as
@@ -379,9 +385,15 @@ impl Outbox {
         self.last
     }
 
-    /// Gives up frames that were pushed before `before_ms`; returns how many. For a peer without a link.
-    /// They count as lost at the next [`resume`](Self::resume) or [`clear`](Self::clear), if the peer lacks them.
-    pub fn expire(&mut self, before_ms: u64) -> u64 {
+    /// Gives up frames that were pushed more than `window_ms` ago, once there was no link for so long; returns how many. A
+    /// link that comes back within the window, however often it breaks, costs nothing: the peer may not have had the time to
+    /// acknowledge what is older. They count as lost at the next [`resume`](Self::resume) or [`clear`](Self::clear), if the
+    /// peer lacks them.
+    pub fn expire(&mut self, now_ms: u64, window_ms: u64) -> u64 {
+        let before_ms = now_ms.saturating_sub(window_ms);
+        if self.linked || self.ended_ms > before_ms {
+            return 0;
+        }
         let mut expired = 0;
         while let Some(chunk) = self.under_way.pop_front_if(|chunk| chunk.since_ms < before_ms) {
             self.bytes_under_way -= chunk.len();

@@ -443,9 +443,9 @@ impl PeerQueue {
         }
     }
 
-    /// Gives up frames older than `before_ms`.
-    pub(crate) fn expire(&self, before_ms: u64) -> u64 {
-        let expired = lock(&self.outbox).expire(before_ms);
+    /// Gives up frames older than the window, once there was no link for so long.
+    pub(crate) fn expire(&self, now_ms: u64, window_ms: u64) -> u64 {
+        let expired = lock(&self.outbox).expire(now_ms, window_ms);
         if expired > 0 {
             self.space.notify_waiters();
         }
@@ -468,8 +468,8 @@ impl PeerQueue {
     }
 
     /// The link has ended, with its tasks.
-    pub(crate) fn link_ended(&self) {
-        lock(&self.outbox).link_ended();
+    pub(crate) fn link_ended(&self, now_ms: u64) {
+        lock(&self.outbox).link_ended(now_ms);
     }
 
     /// Whether everything was given up.

@@ -198,6 +198,6 @@ pub(crate) async fn run(
     peer.set_state(LinkState::Down);
     code.close(&conn, &error.to_string());
     tasks.shutdown().await;
-    peer.link_ended();
+    peer.link_ended(hub.now_ms());
     error
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use roomcast::status::Report;
-use roomcast::{Event, Events, Member, Node};
+use roomcast::{Event, Events, Member, MemberState, Node};
 use tokio::task::JoinHandle;
 
 use super::counts::Counter;
@@ -215,6 +215,7 @@ async fn record_events(mut events: Events, record: Record) {
         }
         record.add(match event {
             Event::Gap { peer, frames, outgoing } => What::Gap { peer: peer.to_string(), frames, outgoing },
+            Event::MemberState { id, state: MemberState::Dead, .. } => What::Dead { peer: id.to_string() },
             other => What::Event(format!("{other:?}")),
         });
     }

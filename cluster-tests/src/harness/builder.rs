@@ -31,6 +31,7 @@ pub struct ClusterBuilder {
     pub(super) seed_nodes: SeedNodes,
     pub(super) within: Duration,
     pub(super) replay: Option<String>,
+    pub(super) lossless: bool,
     ground: GroundChoice,
 }
 
@@ -49,6 +50,7 @@ impl Default for ClusterBuilder {
             seed_nodes: SeedNodes::All,
             within: Duration::from_secs(20),
             replay: None,
+            lossless: false,
             ground: GroundChoice::Simulated(Box::new(Simulated::new)),
         }
     }
@@ -90,6 +92,13 @@ impl ClusterBuilder {
     /// The command that repeats the run, for the message of a failure. Default names the variable `ROOMCAST_SEED`.
     pub fn replayed_by(mut self, command: impl Into<String>) -> Self {
         self.replay = Some(command.into());
+        self
+    }
+
+    /// Also gaps that were reported, and messages that were dropped with a reason, are faults: for what every cluster must
+    /// survive without a loss. Default is that they are not.
+    pub fn lossless(mut self, lossless: bool) -> Self {
+        self.lossless = lossless;
         self
     }
 

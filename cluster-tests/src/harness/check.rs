@@ -11,6 +11,10 @@
 //!    between the two was reported, of at least so many frames. Where the receiver or the emitter ended, or the receiver left
 //!    the room, the last messages may be missing, none before one that came, and none that was emitted before the emitter was
 //!    told to leave. The member of the emitting run itself gets all.
+//! 6. **Both sides know of a gap.** Who received knows of no more lost frames than who sent, unless a run of that one ended.
+//!    Nor of fewer, where both ran all the time and neither found the other dead: else it may have forgotten what it was owed.
+//!
+//! Where nothing may be lost at all, [`losses`] says what was.
 //!
 //! Of the status ([`convergence`]):
 //!
@@ -27,7 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use roomcast::status::Report;
 use serde_json::{Value, json};
 
-use super::history::History;
+use super::history::{History, What};
 use runs::{Emit, RunKey, Runs, Window};
 
 pub use tally::{Tally, forget, tally};
@@ -47,9 +51,40 @@ pub fn history(history: &History, ids: &[String]) -> Vec<String> {
         wrong.extend(own_member_gets_all(&runs, *receiver));
         for sender in runs.runs.keys().filter(|sender| *sender != receiver) {
             wrong.extend(no_miss(&runs, *sender, *receiver));
+            wrong.extend(gaps_agree(&runs, *sender, *receiver));
         }
     }
     wrong
+}
+
+/// What was lost although it was said, in words; for what must be survived without a loss.
+pub fn losses(history: &History, ids: &[String]) -> Vec<String> {
+    let name = |node: usize| ids.get(node).map_or("?", String::as_str);
+    let lost = history.entries.iter().filter_map(|entry| match &entry.what {
+        What::Gap { peer, frames, outgoing } => {
+            let way = if *outgoing { "to" } else { "from" };
+            Some(format!("loss: {} counted {frames} frames {way} {peer} as lost", name(entry.node)))
+        }
+        What::Emitted { number, dropped, .. } if !dropped.is_empty() => {
+            Some(format!("loss: message {number} of {} was dropped: {dropped:?}", name(entry.node)))
+        }
+        _ => None,
+    });
+    lost.take(NAMED).collect()
+}
+
+/// Rule 6.
+fn gaps_agree(runs: &Runs, sender: RunKey, receiver: RunKey) -> Option<String> {
+    let stayed = |key| runs.runs[&key].end.is_none() && runs.is_only(key);
+    if !stayed(sender) {
+        return None;
+    }
+    let (said, heard) = runs.gaps(sender, receiver);
+    let knew = stayed(receiver) && !runs.was_dead_to(sender, receiver) && !runs.was_dead_to(receiver, sender);
+    (heard > said || (knew && heard < said)).then(|| {
+        let (to, from) = (runs.name(receiver), runs.name(sender));
+        format!("gap: {to} counted {heard} frames of {from} as lost, which knows of {said}")
+    })
 }
 
 /// Rules 1 and 2.

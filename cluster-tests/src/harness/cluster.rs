@@ -51,6 +51,8 @@ pub struct Cluster {
     ids: Vec<String>,
     seats: Vec<Seat>,
     rules: BTreeMap<(usize, usize), Rule>,
+    /// Whether reported losses are faults, too.
+    lossless: bool,
     finished: bool,
 }
 
@@ -84,6 +86,7 @@ impl Cluster {
             ids: (0..builder.nodes).map(|node| format!("n{node}")).collect(),
             seats: (0..builder.nodes).map(|_| Seat::default()).collect(),
             rules: BTreeMap::new(),
+            lossless: builder.lossless,
             finished: false,
         };
         for node in 0..cluster.len() {
@@ -449,7 +452,10 @@ impl Cluster {
         self.converged(self.within).await;
         self.quiet().await;
         self.emptied().await;
-        let wrong = check::history(self.ground.history(), &self.ids);
+        let mut wrong = check::history(self.ground.history(), &self.ids);
+        if self.lossless {
+            wrong.extend(check::losses(self.ground.history(), &self.ids));
+        }
         assert!(wrong.is_empty(), "the history is wrong:\n{}", wrong.join("\n"));
         self.finished = true;
         std::mem::take(self.ground.history())

@@ -62,13 +62,15 @@ pub fn kill(seed: u64, age: Duration) -> Noticed {
 
 /// When a node said first that another one is in one of these states, after `from`.
 fn heard_state(history: &History, node: usize, of: usize, from: Duration, states: &[&str]) -> Duration {
-    let said = |entry: &&Entry| {
-        let What::Event(words) = &entry.what else { return false };
-        entry.node == node
-            && entry.at >= from
-            && words.starts_with(&format!("MemberState {{ id: n{of},"))
-            && states.iter().any(|state| words.ends_with(&format!("state: {state} }}")))
+    let is_said = |what: &What| match what {
+        What::Dead { peer } => *peer == format!("n{of}") && states.contains(&"Dead"),
+        What::Event(words) => {
+            words.starts_with(&format!("MemberState {{ id: n{of},"))
+                && states.iter().any(|state| words.ends_with(&format!("state: {state} }}")))
+        }
+        _ => false,
     };
+    let said = |entry: &&Entry| entry.node == node && entry.at >= from && is_said(&entry.what);
     let first = history.entries.iter().filter(said).map(|entry| entry.at).min();
     first.unwrap_or_else(|| panic!("node {node} never said that n{of} is {states:?}"))
 }

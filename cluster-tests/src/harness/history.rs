@@ -74,6 +74,11 @@ pub enum What {
         /// Whether they were on their way to the peer.
         outgoing: bool,
     },
+    /// A peer was found dead: what it is owed may be given up.
+    Dead {
+        /// The peer.
+        peer: String,
+    },
     /// Another event of the node, in words.
     Event(String),
     /// What was before was checked and is forgotten: see [`check::forget`](super::check::forget).

@@ -2,7 +2,7 @@
 //!
 //! Each scenario begins with all members in one room and every node emitting to it, and ends wherever it likes: the harness
 //! heals what is left, waits until the nodes are one cluster, and checks the history. Times are picked by the seed. Those
-//! marked as for any ground can run on real ground, too.
+//! marked as for any ground can run on real ground, too; in those marked as lossless nothing may be lost, not even with a word.
 
 mod network;
 mod nodes;
@@ -30,6 +30,8 @@ pub struct Scenario {
     pub settings: fn() -> Settings,
     /// Whether it can run on real ground: it needs nothing that only a simulation can do, and not too long.
     pub any_ground: bool,
+    /// Whether nothing may be lost, not even with a word: it is shorter than the resume window, and nobody restarts.
+    pub lossless: bool,
     /// Plays it on a running cluster.
     pub play: for<'a> fn(&'a mut Cluster) -> Play<'a>,
 }
@@ -58,6 +60,7 @@ impl Scenario {
             .nodes(self.nodes)
             .seed(seed)
             .settings((self.settings)())
+            .lossless(self.lossless)
             .replayed_by(format!("just partition {} SEED={seed}", self.name))
     }
 }
@@ -75,7 +78,8 @@ macro_rules! scenario {
             about: $about,
             nodes: $nodes,
             settings: $settings,
-            any_ground: any_ground(stringify!($ground)),
+            any_ground: is_any_ground(stringify!($ground)),
+            lossless: is_lossless(stringify!($ground)),
             play: |cluster| Box::pin($play(cluster)),
         }
     };
@@ -83,10 +87,11 @@ macro_rules! scenario {
 
 /// All scenarios.
 pub static ALL: &[Scenario] = &[
-    scenario!(network::split, 5, usual, any, "two sides do not hear each other for some seconds"),
+    scenario!(network::split, 5, usual, any_lossless, "two sides do not hear each other for some seconds"),
+    scenario!(network::blip, 5, usual, any_lossless, "two sides do not hear each other for less than 9 s"),
     scenario!(network::one_way_split, 5, usual, any, "one side hears the other and is not heard"),
     scenario!(network::bridge, 3, usual, any, "two nodes hear a third one, but not each other"),
-    scenario!(network::flapping, 5, usual, simulated, "a split comes and goes every second"),
+    scenario!(network::flapping, 5, usual, simulated_lossless, "a split comes and goes every second"),
     scenario!(
         network::long_split,
         5,
@@ -95,12 +100,20 @@ pub static ALL: &[Scenario] = &[
         "a split outlasts the resume window and all memory of the dead"
     ),
     scenario!(network::split_of_minutes, 5, usual, simulated, "the same for minutes, with the defaults"),
-    scenario!(network::half_open, 3, usual, any, "one direction dies while data flows"),
-    scenario!(network::loss, 5, usual, any, "a third of all packets is lost"),
-    scenario!(network::disorder, 5, usual, any, "packets come late, twice and out of order"),
+    scenario!(network::half_open, 3, usual, any_lossless, "one direction dies while data flows"),
+    scenario!(network::loss, 5, usual, any_lossless, "a third of all packets is lost"),
+    scenario!(network::disorder, 5, usual, any_lossless, "packets come late, twice and out of order"),
     scenario!(network::join_storm, 5, usual, any, "rooms are joined on both sides of a split, and left"),
-    scenario!(nodes::frozen, 5, usual, any, "a process stands still and goes on"),
+    scenario!(
+        network::late_joins,
+        5,
+        usual,
+        any_lossless,
+        "rooms are joined on slow ways, and messages follow at once"
+    ),
+    scenario!(nodes::frozen, 5, usual, any_lossless, "a process stands still and goes on"),
     scenario!(nodes::kill_and_restart, 5, usual, any, "a node is killed and comes back under its name"),
+    scenario!(nodes::gone_for_good, 4, usual, simulated, "a node is killed and never comes back"),
     scenario!(nodes::restart_in_split, 5, usual, any, "a node restarts while the others cannot see it"),
     scenario!(nodes::rolling_restart, 5, usual, any, "all nodes restart one after the other, in order"),
     scenario!(
@@ -143,8 +156,14 @@ fn forgetful() -> Settings {
     Settings { dead_node_grace_ms: Some(20_000), ..Settings::default() }
 }
 
-const fn any_ground(word: &str) -> bool {
-    word.len() == "any".len()
+/// Whether the word is `any` or `any_lossless`, not `simulated` or `simulated_lossless`.
+const fn is_any_ground(word: &str) -> bool {
+    word.as_bytes()[0] == b'a'
+}
+
+/// Whether the word ends with `lossless`: those are the longer ones.
+const fn is_lossless(word: &str) -> bool {
+    word.len() > "simulated".len()
 }
 
 /// The name of a function without its module.
@@ -170,15 +189,17 @@ pub(super) async fn steady(cluster: &mut Cluster) {
     pause(cluster, 200..1000).await;
 }
 
-/// Heals the network. Members are complete within 3 s, and interest is equal within 1 s more; on real ground, whose
-/// machine may have much else to do, it may take longer. Returns how long the two took.
+/// Heals the network. Members are complete within 3 s, and interest is equal after 1 s more; on real ground, whose
+/// machine may have much else to do, it may take longer. A link that only one side has given up may stand for the other when
+/// members seem complete: such a cluster has the rest of the 3 s, too. Returns how long the two took.
 pub(super) async fn mended(cluster: &mut Cluster) -> (Duration, Duration) {
     cluster.heal().await;
     let far = Duration::from_secs(40);
     let (complete, equal) = if cluster.is_simulated() { (COMPLETE, EQUAL) } else { (far, far) };
-    let took = (cluster.complete(complete).await, cluster.converged(equal).await);
+    let members = cluster.complete(complete).await;
+    let interest = cluster.converged(complete.saturating_sub(members) + equal).await;
     pause(cluster, 100..2000).await;
-    took
+    (members, interest)
 }
 
 /// Lets so many milliseconds pass, picked by the seed.

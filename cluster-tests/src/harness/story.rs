@@ -52,6 +52,7 @@ fn line(text: &mut String, entry: &Entry, ids: &[String], ordinal: usize, what: 
         What::Quit(room) => format!("leaves {room}"),
         What::Gap { peer, frames, outgoing: true } => format!("lost {frames} frames for {peer}"),
         What::Gap { peer, frames, outgoing: false } => format!("lost {frames} frames from {peer}"),
+        What::Dead { peer } => format!("found {peer} dead"),
         What::Event(words) => words.clone(),
         What::Before { rooms, .. } => format!("is in {} rooms; what was before is forgotten", rooms.len()),
         What::Emitted { .. } | What::Delivered { .. } => return,

@@ -40,6 +40,7 @@ macro_rules! simulated {
 
 simulated!(
     split,
+    blip,
     one_way_split,
     bridge,
     flapping,
@@ -49,8 +50,10 @@ simulated!(
     loss,
     disorder,
     join_storm,
+    late_joins,
     frozen,
     kill_and_restart,
+    gone_for_good,
     restart_in_split,
     rolling_restart,
     rolling_kill,

@@ -27,7 +27,9 @@ enum Op {
     },
     /// The peer restarts, or forgets for another reason. Its link breaks.
     Forget,
-    /// As many of the newest frames that were pushed stay.
+    /// Time passes. A push takes one of it, too.
+    Wait(u64),
+    /// What is older than so much may go.
     Expire(u64),
 }
 
@@ -40,6 +42,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => Just(Op::Down),
         3 => (any::<bool>(), prop_oneof![1 => Just(false), 4 => Just(true)])
             .prop_map(|(behind, heard)| Op::Up { behind, heard }),
+        1 => (0u64..60).prop_map(Op::Wait),
         1 => (0u64..60).prop_map(Op::Expire),
     ];
     proptest::collection::vec(op, 1..250)
@@ -49,6 +52,9 @@ struct Model {
     outbox: Outbox,
     inbox: Inbox,
     memory: u64,
+    now: u64,
+    /// When the last link ended that had begun.
+    ended: u64,
     /// The link, when there is one: what was written and not read.
     wire: Option<VecDeque<Item>>,
     arrived: Vec<u64>,
@@ -71,6 +77,8 @@ impl Model {
             outbox,
             inbox,
             memory: 1,
+            now: 0,
+            ended: 0,
             wire,
             arrived,
             pushed: 0,
@@ -86,7 +94,8 @@ impl Model {
         match op {
             Op::Push(len) => {
                 let (head, payload) = frame(self.pushed + 1, len);
-                match self.outbox.push(&head, &payload, self.pushed + 1) {
+                self.now += 1;
+                match self.outbox.push(&head, &payload, self.now) {
                     Ok(seq) => {
                         self.pushed += 1;
                         assert_eq!(seq, Seq(self.pushed));
@@ -113,19 +122,23 @@ impl Model {
                 self.inbox = Inbox::new();
                 self.memory += 1;
             }
-            Op::Expire(newest) => {
-                let before = (self.pushed + 1).saturating_sub(newest);
-                match self.wire {
-                    Some(_) => self.outbox.expire_unsent(before),
-                    None => self.outbox.expire(before),
-                };
+            Op::Wait(time) => self.now += time,
+            Op::Expire(window) if self.wire.is_some() => {
+                self.outbox.expire_unsent(self.now.saturating_sub(window));
+            }
+            Op::Expire(window) => {
+                let expired = self.outbox.expire(self.now, window);
+                let away = self.now - self.ended;
+                assert!(expired == 0 || away >= window, "{expired} expired, and the link is away for {away}");
             }
         }
     }
 
     fn down(&mut self) {
-        self.wire = None;
-        self.outbox.link_ended();
+        if self.wire.take().is_some() {
+            self.ended = self.now;
+        }
+        self.outbox.link_ended(self.now);
     }
 
     fn up(&mut self, behind: bool, heard: bool) {

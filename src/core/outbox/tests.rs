@@ -186,10 +186,36 @@ fn old_frames_expire_and_are_a_gap() {
     take(&mut outbox);
     let (head, payload) = frame(2, 10);
     outbox.push(&head, &payload, 5000).unwrap();
-    assert_eq!(outbox.expire(2000), 1);
+    assert_eq!(outbox.expire(3000, 1000), 1);
     let resumed = outbox.resume(&Resume { epoch: 0, received: Some((9, 0)) });
     assert_eq!(resumed, Resumed { first: Seq(2), lost: 1 });
     assert_eq!(take(&mut outbox), [2]);
+}
+
+#[test]
+fn a_link_that_comes_back_within_the_window_loses_nothing_however_often() {
+    let mut outbox = Outbox::new(9, 1 << 20);
+    outbox.resume(&Resume { epoch: 5, received: None });
+    push_at(&mut outbox, 1, 1_000);
+    assert_eq!(take(&mut outbox), [1]);
+    // Each break is shorter than the window, both together are longer, and nothing was acknowledged in between.
+    for (ended, back) in [(2_000, 13_000), (14_000, 25_000)] {
+        outbox.link_ended(ended);
+        // A link that ends before a resume does not count.
+        outbox.link_ended(ended + 5_000);
+        assert_eq!(outbox.expire(back, 15_000), 0);
+        let resumed = outbox.resume(&Resume { epoch: 5, received: Some((9, 0)) });
+        assert_eq!(resumed, Resumed { first: Seq(1), lost: 0 });
+        assert_eq!(take(&mut outbox), [1]);
+        assert_eq!(outbox.expire(back + 500, 15_000), 0, "a link stands");
+    }
+    // The next one is longer: what was pushed before the window goes, the rest stays.
+    outbox.link_ended(26_000);
+    push_at(&mut outbox, 2, 27_000);
+    assert_eq!(outbox.expire(40_999, 15_000), 0);
+    assert_eq!(outbox.expire(41_000, 15_000), 1);
+    let resumed = outbox.resume(&Resume { epoch: 5, received: Some((9, 0)) });
+    assert_eq!(resumed, Resumed { first: Seq(2), lost: 1 });
 }
 
 #[test]
@@ -199,7 +225,7 @@ fn a_loss_is_counted_once_however_often_the_link_comes_up() {
         push(&mut outbox, number, 10).unwrap();
     }
     take(&mut outbox);
-    outbox.expire(u64::MAX);
+    outbox.expire(u64::MAX, 0);
     let theirs = Resume { epoch: 5, received: Some((9, 0)) };
     assert_eq!(outbox.resume(&theirs), Resumed { first: Seq(4), lost: 3 });
     // That link broke before the peer heard of the loss.
@@ -270,13 +296,13 @@ fn the_oldest_unsent_frames_make_room_and_the_peer_is_told() {
     assert_eq!((outbox.len(), outbox.given_up().displaced), (3, 3), "so nothing goes");
     assert_eq!(take_items(&mut outbox), (vec![Start(5), Frame(5), Frame(6)], 3));
     // The same over the next link, and counted once. Without a link what was sent goes, too.
-    outbox.link_ended();
+    outbox.link_ended(0);
     assert_eq!(
         outbox.resume(&Resume { epoch: 5, received: Some((9, 1)) }),
         Resumed { first: Seq(5), lost: 0 }
     );
     assert_eq!(take_items(&mut outbox), (vec![Frame(5), Frame(6)], 0));
-    outbox.link_ended();
+    outbox.link_ended(0);
     assert_eq!(push(&mut outbox, 7, 6000), Ok(Seq(7)));
     assert_eq!((outbox.len(), outbox.given_up().displaced), (2, 4));
     let resumed = outbox.resume(&Resume { epoch: 5, received: Some((9, 5)) });
@@ -379,7 +405,8 @@ proptest! {
                 Op::Break(_) | Op::Forget | Op::Expire(_) => {
                     wire.clear();
                     if let Op::Expire(count) = op {
-                        expired += outbox.expire((pushed + 1).saturating_sub(outbox.len()) + count);
+                        outbox.link_ended(0);
+                        expired += outbox.expire((pushed + 1).saturating_sub(outbox.len()) + count, 0);
                     }
                     if matches!(op, Op::Forget) {
                         inbox = Inbox::new();

@@ -352,7 +352,7 @@ async fn an_order_that_is_lost_is_not_waited_for() {
     let (hub, peer) = with_known_peer(Config::default());
     hub.order(Targets::All, &order(Op::Join, "x"), &Bytes::new(), false);
     tokio::time::advance(Duration::from_secs(60)).await;
-    assert_eq!(peer.expire(hub.now_ms()), 1);
+    assert_eq!(peer.expire(hub.now_ms(), 15_000), 1);
     assert_eq!(wanted(&hub, "x"), 1);
     assert_eq!(peer.resume(&Resume { epoch: 9, received: None }).lost, 1);
     for _ in 0..2 {

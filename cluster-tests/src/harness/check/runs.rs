@@ -1,6 +1,6 @@
 //! A history sorted by the runs of its nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::harness::agent::STRANGE;
@@ -37,6 +37,8 @@ pub(super) struct Run {
     lost_to: BTreeMap<String, u64>,
     /// Frames that were lost on the way from a peer, by its id.
     lost_from: BTreeMap<String, u64>,
+    /// The ids of those that it found dead.
+    dead: BTreeSet<String>,
     /// The room of each join so far.
     joins: Vec<String>,
     /// How many of them are settled.
@@ -127,9 +129,25 @@ impl<'a> Runs<'a> {
 
     /// How many frames were reported as lost on the way from one run to another, by the one that says more.
     pub(super) fn counted(&self, sender: RunKey, receiver: RunKey) -> u64 {
+        let (said, heard) = self.gaps(sender, receiver);
+        said.max(heard)
+    }
+
+    /// The same, by the one that sent and by the one that received.
+    pub(super) fn gaps(&self, sender: RunKey, receiver: RunKey) -> (u64, u64) {
         let lost = |lost: &BTreeMap<String, u64>, id| lost.get(id).copied().unwrap_or(0);
-        let sent = lost(&self.runs[&sender].lost_to, self.id(receiver));
-        sent.max(lost(&self.runs[&receiver].lost_from, self.id(sender)))
+        let said = lost(&self.runs[&sender].lost_to, self.id(receiver));
+        (said, lost(&self.runs[&receiver].lost_from, self.id(sender)))
+    }
+
+    /// Whether one run ever found the node of the other dead.
+    pub(super) fn was_dead_to(&self, key: RunKey, other: RunKey) -> bool {
+        self.runs[&key].dead.contains(self.id(other))
+    }
+
+    /// Whether its node had no other run.
+    pub(super) fn is_only(&self, key: RunKey) -> bool {
+        self.runs.keys().filter(|(node, _)| *node == key.0).count() == 1
     }
 }
 
@@ -186,6 +204,9 @@ impl Run {
             What::Gap { peer, frames, outgoing } => {
                 let lost = if *outgoing { &mut self.lost_to } else { &mut self.lost_from };
                 *lost.entry(peer.clone()).or_default() += frames;
+            }
+            What::Dead { peer } => {
+                self.dead.insert(peer.clone());
             }
             What::Before { joins, rooms } => {
                 self.settled_joins = usize::try_from(*joins).unwrap_or(usize::MAX);

@@ -154,12 +154,48 @@ fn the_member_of_the_emitter_gets_all() {
 
 #[test]
 fn gaps_excuse_as_many_as_they_count() {
-    Scribe::new().emit(1..=4).deliver(B, [1, 4]).gap(A, "b", 2, true).is_right();
-    Scribe::new().emit(1..=4).deliver(B, [1, 4]).gap(B, "a", 2, false).is_right();
-    Scribe::new().emit(1..=4).deliver(B, [1, 4]).gap(A, "b", 1, true).breaks("miss");
+    let counted = |frames| {
+        let mut scribe = Scribe::new();
+        scribe.emit(1..=4).deliver(B, [1, 4]).gap(A, "b", frames, true).gap(B, "a", frames, false);
+        scribe
+    };
+    counted(2).is_right();
+    counted(1).breaks("miss");
     // The gap of the other direction, or of somebody else, excuses nothing.
-    Scribe::new().emit(1..=4).deliver(B, [1, 4]).gap(B, "a", 2, true).breaks("miss");
+    let mut other = Scribe::new();
+    other.emit(1..=4).deliver(B, [1, 4]).gap(B, "a", 2, true).gap(A, "b", 2, false).breaks("miss");
     Scribe::new().emit(1..=4).deliver(B, [1, 4]).gap(A, "c", 2, true).breaks("miss");
+}
+
+#[test]
+fn a_gap_that_only_one_side_knows_of_is_found() {
+    let heard = || {
+        let mut scribe = Scribe::new();
+        scribe.emit(1..=4).deliver(B, [1, 4]).gap(B, "a", 2, false);
+        scribe
+    };
+    heard().breaks("gap");
+    heard().gap(A, "b", 1, true).breaks("gap");
+    heard().gap(A, "b", 2, true).is_right();
+    heard().gap(A, "b", 3, true).breaks("gap");
+    // Who found the other dead may have forgotten it: the sender knows of no less than the receiver.
+    let dead = |peer: &str| What::Dead { peer: peer.to_owned() };
+    heard().gap(A, "b", 3, true).add(A, dead("b")).is_right();
+    heard().gap(A, "b", 3, true).add(B, dead("a")).is_right();
+    heard().gap(A, "b", 3, true).add(A, dead("c")).breaks("gap");
+    heard().gap(A, "b", 1, true).add(A, dead("b")).breaks("gap");
+    // So does a new run; and what a run counted after its last record is lost with it.
+    heard().gap(A, "b", 3, true).kill(B).is_right();
+    heard().kill(A).is_right();
+}
+
+#[test]
+fn losses_are_found_where_there_must_be_none() {
+    let ids = ["a".to_owned(), "b".to_owned()];
+    assert_eq!(losses(&Scribe::new().emit(1..=3).history, &ids), Vec::<String>::new());
+    let mut scribe = Scribe::new();
+    scribe.gap(A, "b", 2, true).emit_dropped(7, vec![("b".to_owned(), "the queue is full".to_owned())]);
+    assert_eq!(losses(&scribe.history, &ids).len(), 2);
 }
 
 #[test]

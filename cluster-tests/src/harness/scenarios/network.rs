@@ -12,6 +12,16 @@ pub(super) async fn split(cluster: &mut Cluster) {
     mended(cluster).await;
 }
 
+pub(super) async fn blip(cluster: &mut Cluster) {
+    steady(cluster).await;
+    for _ in 0..2 {
+        let (one, other) = sides(cluster);
+        cluster.partition(one, other).await;
+        pause(cluster, 100..9_000).await;
+        mended(cluster).await;
+    }
+}
+
 pub(super) async fn one_way_split(cluster: &mut Cluster) {
     steady(cluster).await;
     let (silent, others) = sides(cluster);
@@ -71,7 +81,8 @@ pub(super) async fn half_open(cluster: &mut Cluster) {
     steady(cluster).await;
     let from = one(cluster);
     let to = (from + 1) % cluster.len();
-    for _ in 0..4 {
+    let mut whole = cluster.now();
+    for _ in 0..6 {
         cluster.emit(from, ROOM, 200).await;
         cluster.sleep(Duration::from_millis(10)).await;
         cluster.one_way(from, to).await;
@@ -79,6 +90,11 @@ pub(super) async fn half_open(cluster: &mut Cluster) {
         pause(cluster, 200..9000).await;
         cluster.heal().await;
         pause(cluster, 100..1500).await;
+        // That may be too short for the link to come back. Within each window it gets the time.
+        if cluster.now() - whole > Duration::from_secs(4) {
+            mended(cluster).await;
+            whole = cluster.now();
+        }
     }
 }
 
@@ -128,6 +144,26 @@ pub(super) async fn join_storm(cluster: &mut Cluster) {
     for node in cluster.nodes() {
         cluster.settle(node).await;
         cluster.emit(node, "room-4", 5).await;
+    }
+}
+
+/// From when a join is settled, nobody misses anything: also of what is emitted a moment later, far away.
+pub(super) async fn late_joins(cluster: &mut Cluster) {
+    steady(cluster).await;
+    for (a, b) in all_pairs(cluster) {
+        let slow = cluster.pick(5..60);
+        cluster.delay(a, b, Duration::from_millis(slow)..Duration::from_millis(slow + 5)).await;
+    }
+    for round in 0..20 {
+        let (joins, room) = (one(cluster), format!("late-{round}"));
+        cluster.join(joins, &room).await;
+        cluster.settle(joins).await;
+        for _ in 0..10 {
+            for node in cluster.nodes() {
+                cluster.emit(node, &room, 1).await;
+            }
+            pause(cluster, 1..30).await;
+        }
     }
 }
 

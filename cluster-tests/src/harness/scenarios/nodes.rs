@@ -26,6 +26,16 @@ pub(super) async fn kill_and_restart(cluster: &mut Cluster) {
     }
 }
 
+/// Nothing is kept for it in the end: what it was owed is given up and counted.
+pub(super) async fn gone_for_good(cluster: &mut Cluster) {
+    steady(cluster).await;
+    let node = one(cluster);
+    cluster.kill(node).await;
+    // To find it dead, and the resume window (15 s).
+    pause(cluster, 25_000..35_000).await;
+    cluster.converged(Duration::from_secs(1)).await;
+}
+
 pub(super) async fn restart_in_split(cluster: &mut Cluster) {
     steady(cluster).await;
     let (away, others) = sides(cluster);
@@ -41,6 +51,9 @@ pub(super) async fn restart_in_split(cluster: &mut Cluster) {
 pub(super) async fn rolling_restart(cluster: &mut Cluster) {
     steady(cluster).await;
     for node in cluster.nodes() {
+        // The last of it is on its way when the node is told to leave.
+        cluster.emit(node, ROOM, 300).await;
+        pause(cluster, 1..10).await;
         cluster.retire(node).await;
         pause(cluster, 0..1000).await;
         cluster.restart(node).await;
