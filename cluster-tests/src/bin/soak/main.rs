@@ -32,8 +32,9 @@ const NODES: usize = 5;
 const STEADY: usize = 3;
 /// Memory grows until everything has been used once; what gossip knows of dead runs (2 minutes) is part of it.
 const WARM_UP: Duration = Duration::from_secs(300);
-/// By how much a node may seem to grow after that, in KiB a minute: what the allocator adds now and then, a few pages of
-/// each arena, makes up to half of it.
+/// By how much a node may seem to grow after that, in KiB a minute: half of what it was when deltas of interest piled up.
+/// The allocator adds pages to its arenas now and then, and the receive buffer of QUIC (3 MiB) is resident as far as the
+/// largest burst so far reached.
 const MOST_GROWTH: f64 = 16.0;
 /// Over a shorter time such steps look like growth.
 const JUDGED_OVER: Duration = Duration::from_secs(1200);
