@@ -159,8 +159,9 @@ pub struct LinkConfig {
     /// How long frames for a peer without a link are kept: as soon as there was none for so long, older ones are lost and
     /// reported as a gap. Default is 15 s. It begins anew with each link that comes up. Cost: memory within `outbox_bytes`.
     pub resume_window: Duration,
-    /// The deltas of this node's interest that are kept for slow links, in bytes. Default is 1 MiB. A link that is
-    /// further behind is sent a snapshot. Cost: up to this, once per node.
+    /// The deltas of this node's interest that are kept for slow links, in bytes of memory (128 for each beside its own).
+    /// Default is 1 MiB. A link that is further behind is sent a snapshot. Cost: up to this, once per node, while a link is
+    /// behind; nothing while all keep up.
     pub interest_log_bytes: usize,
     /// The shortest time between two deltas of this node's interest. Default is 5 ms. Joins in between go together.
     /// Cost: the delay until other nodes learn of a join.

@@ -1,7 +1,8 @@
 //! This node's interest as frames, written once and sent to every peer.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
+mod log;
+
+use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
@@ -13,19 +14,17 @@ use crate::core::interest::{InterestChange, InterestDelta, RoomMode};
 use crate::hub::lock;
 use crate::ids::Namespace;
 
-/// The latest deltas. A link that is behind them is sent a snapshot, so a slow peer costs no memory.
+use self::log::Log;
+pub(crate) use self::log::{FeedLink, Next};
+
+/// The deltas that a link has yet to send. When all links have sent the newest, none is kept, however many there were.
+/// A link that is behind by more than `limit_bytes` is sent a snapshot, so a slow peer costs no more than that.
 pub(crate) struct InterestFeed {
-    state: Mutex<Log>,
+    state: Arc<Mutex<Log>>,
     /// Locked before `state`, by who publishes; links do not wait for it.
     names: Mutex<Names>,
+    /// The most that is kept, in bytes of memory: each delta with [`DELTA_BYTES`] more.
     limit_bytes: usize,
-}
-
-#[derive(Default)]
-struct Log {
-    version: u64,
-    deltas: VecDeque<Bytes>,
-    bytes: usize,
 }
 
 /// The numbers of the namespaces that are advertised: on the wire they stand for the paths.
@@ -68,16 +67,6 @@ impl Names {
     }
 }
 
-/// What a link has to send next.
-pub(crate) enum Next {
-    /// It is up to date.
-    Nothing,
-    /// These frames, which lead to that version.
-    Deltas(Vec<Bytes>, u64),
-    /// The deltas it lacks are gone: it needs a snapshot.
-    Snapshot,
-}
-
 /// The whole interest at one version, as frames.
 #[derive(Debug, Clone)]
 pub(crate) struct InterestSnapshot {
@@ -87,7 +76,12 @@ pub(crate) struct InterestSnapshot {
 
 impl InterestFeed {
     pub(crate) fn new(limit_bytes: usize) -> Self {
-        Self { state: Mutex::default(), names: Mutex::default(), limit_bytes }
+        Self { state: Arc::default(), names: Mutex::default(), limit_bytes }
+    }
+
+    /// A new link, which has sent nothing yet.
+    pub(crate) fn link(&self) -> FeedLink {
+        FeedLink::new(&self.state)
     }
 
     /// The newest version.
@@ -109,21 +103,10 @@ impl InterestFeed {
                     .map(|frames| frames.concat().into())
             }
         };
+        let frames: Result<Bytes, _> = frames;
         let mut log = lock(&self.state);
-        log.version = delta.version;
-        if frames.is_err() || !follows {
-            log.deltas.clear();
-            log.bytes = 0;
-        }
-        let frames: Bytes = frames?;
-        let size = frames.len();
-        log.bytes += size;
-        log.deltas.push_back(frames);
-        while log.bytes > self.limit_bytes {
-            let Some(oldest) = log.deltas.pop_front() else { break };
-            log.bytes -= oldest.len();
-        }
-        Ok(size)
+        log.add(delta.version, frames.as_ref().ok().cloned(), self.limit_bytes);
+        frames.map(|frames| frames.len())
     }
 
     /// Encodes a snapshot of what was published, part by part.
@@ -136,21 +119,6 @@ impl InterestFeed {
         let parts = (InterestPart::Snapshot, InterestPart::SnapshotEnd);
         let frames = encode_parts(&mut lock(&self.names), version, &changes, parts)?;
         Ok(InterestSnapshot { version, frames })
-    }
-
-    /// What a link that has sent `version` (none when it has sent nothing) has to send next.
-    pub(crate) fn next(&self, sent: Option<u64>) -> Next {
-        let log = lock(&self.state);
-        let Some(sent) = sent else { return Next::Snapshot };
-        let Ok(behind) = usize::try_from(log.version.saturating_sub(sent)) else { return Next::Snapshot };
-        if behind == 0 {
-            return Next::Nothing;
-        }
-        if behind > log.deltas.len() {
-            return Next::Snapshot;
-        }
-        let from = log.deltas.len() - behind;
-        Next::Deltas(log.deltas.range(from..).cloned().collect(), log.version)
     }
 }
 
@@ -219,191 +187,4 @@ fn encode_parts(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::core::frame::{
-        FrameLimits, InterestLimits, InterestReader, InterestStep, LENGTH_BYTES, decode_head, decode_stream,
-        frame_len,
-    };
-    use crate::ids::RoomKey;
-
-    const LIMITS: FrameLimits = FrameLimits { max_frame_bytes: 80 * 1024, max_room_bytes: 256 };
-
-    fn keys(n: usize) -> Vec<RoomKey> {
-        (0..n as u64).map(RoomKey).collect()
-    }
-
-    fn change(path: &str, mode: Option<RoomMode>, added: usize, removed: usize) -> InterestChange {
-        let ns = Namespace::new(path).unwrap();
-        InterestChange { ns, mode, added: keys(added), removed: keys(removed) }
-    }
-
-    fn delta(version: u64, added: usize, removed: usize) -> InterestDelta {
-        InterestDelta { version, changes: vec![change("/", Some(RoomMode::Exact), added, removed)] }
-    }
-
-    /// One side of a link: what it was sent, and what it made of it.
-    struct Link {
-        sent: Option<u64>,
-        reader: InterestReader,
-    }
-
-    impl Link {
-        fn new() -> Self {
-            Self { sent: None, reader: InterestReader::new(InterestLimits::default()) }
-        }
-
-        /// Takes over all there is. Returns the deltas, or the version and the namespaces of the snapshot.
-        fn read(&mut self, feed: &InterestFeed, held: &Held) -> Result<Vec<InterestDelta>, (u64, Held)> {
-            let (wire, snapshot) = match feed.next(self.sent) {
-                Next::Nothing => return Ok(Vec::new()),
-                Next::Deltas(frames, version) => {
-                    self.sent = Some(version);
-                    (frames.concat(), false)
-                }
-                Next::Snapshot => {
-                    let changes = held.iter().map(|(path, mode)| change(path, Some(*mode), 3, 0)).collect();
-                    let snapshot = feed.snapshot(feed.version(), &[changes]).unwrap();
-                    self.sent = Some(snapshot.version);
-                    (snapshot.frames.concat(), true)
-                }
-            };
-            let (mut deltas, mut shown, mut at) = (Vec::new(), Held::new(), 0);
-            while let Some(length) = frame_len(&wire[at..], &LIMITS).unwrap() {
-                let frame = &wire[at + LENGTH_BYTES..at + LENGTH_BYTES + length];
-                at += LENGTH_BYTES + length;
-                match decode_head(frame, &LIMITS).unwrap() {
-                    (Head::Interest(head), used) => match self.reader.part(&head, &frame[used..]).unwrap() {
-                        InterestStep::More => {}
-                        InterestStep::Delta(delta) => deltas.push(delta),
-                        InterestStep::Snapshot { change, .. } => {
-                            shown.extend(change.map(|c| (c.ns.path().to_owned(), c.mode.unwrap())));
-                        }
-                    },
-                    (Head::Rooms { number, added }, used) => {
-                        deltas.push(self.reader.rooms(number, added, &frame[used..]).unwrap());
-                    }
-                    (other, _) => panic!("{other:?}"),
-                }
-            }
-            if snapshot { Err((self.sent.unwrap(), shown)) } else { Ok(deltas) }
-        }
-    }
-
-    type Held = BTreeMap<String, RoomMode>;
-
-    #[test]
-    fn a_link_behind_the_log_needs_a_snapshot() {
-        let feed = InterestFeed::new(200);
-        assert!(matches!(feed.next(None), Next::Snapshot));
-        assert!(matches!(feed.next(Some(0)), Next::Nothing));
-        for version in 1..=20 {
-            feed.publish(&delta(version, 1, 0)).unwrap();
-        }
-        assert!(matches!(feed.next(Some(0)), Next::Snapshot));
-        assert!(matches!(feed.next(Some(19)), Next::Deltas(frames, 20) if frames.len() == 1));
-        assert!(matches!(feed.next(Some(20)), Next::Nothing));
-    }
-
-    #[test]
-    fn what_was_not_encoded_needs_a_snapshot() {
-        let feed = InterestFeed::new(1 << 20);
-        for version in [1, 2, 4] {
-            feed.publish(&delta(version, 1, 0)).unwrap();
-        }
-        assert!(matches!(feed.next(Some(2)), Next::Snapshot));
-        // A link that had a snapshot of version 3 must not count from there.
-        assert!(matches!(feed.next(Some(3)), Next::Deltas(frames, 4) if frames[0].len() > 16));
-    }
-
-    #[test]
-    fn large_deltas_are_cut_into_frames_within_the_limit() {
-        for (added, removed, frames) in [(0, 0, 1), (3, 3, 1), (20_000, 9_000, 5), (0, 8_193, 2)] {
-            let delta = delta(1, added, removed);
-            let parts = (InterestPart::Delta, InterestPart::DeltaEnd);
-            let parts = encode_parts(&mut Names::default(), 1, &delta.changes, parts).unwrap();
-            assert_eq!(decode_stream(&parts.concat(), &LIMITS), Ok(frames), "{added} {removed}");
-        }
-    }
-
-    #[test]
-    fn a_join_costs_at_most_16_bytes() {
-        let feed = InterestFeed::new(1 << 20);
-        let bytes = feed.publish(&delta(1, 1000, 0)).unwrap();
-        assert!(bytes <= 16 * 1000, "{bytes} together");
-        let long = format!("/{}", "n".repeat(200));
-        let mode = Some(RoomMode::Exact);
-        feed.publish(&InterestDelta { version: 2, changes: vec![change(&long, mode, 0, 0)] }).unwrap();
-        for version in 3..1000 {
-            let changes = vec![change(&long, mode, 1, 0)];
-            assert_eq!(feed.publish(&InterestDelta { version, changes }), Ok(15), "alone");
-        }
-    }
-
-    #[test]
-    fn numbers_are_given_once_and_not_beyond_the_last() {
-        let mut names = Names::default();
-        let flood = Some(RoomMode::Flood);
-        assert_eq!(names.note(&change("/a", flood, 0, 0)), 1);
-        assert_eq!(names.note(&change("/a", None, 0, 0)), 1);
-        assert_eq!(names.note(&change("/a", None, 0, 0)), 0);
-        assert_eq!(names.note(&change("/a", flood, 0, 0)), 2);
-        names.last = u32::MAX;
-        assert_eq!([names.note(&change("/b", flood, 0, 0)), names.note(&change("/c", flood, 0, 0))], [0, 0]);
-        assert!(
-            names.rooms_of(&InterestDelta { version: 1, changes: vec![change("/b", flood, 1, 0)] }).is_none()
-        );
-    }
-
-    fn modes() -> impl Strategy<Value = Option<RoomMode>> {
-        prop_oneof![1 => Just(None), 1 => Just(Some(RoomMode::Flood)), 6 => Just(Some(RoomMode::Exact))]
-    }
-
-    proptest! {
-        /// Whatever changes, each link hears the deltas that were published since its snapshot, and nothing else.
-        #[test]
-        fn links_hear_what_was_published(
-            steps in proptest::collection::vec(
-                (proptest::collection::vec((0..3u8, modes(), 0..4usize, 0..4usize), 1..3), any::<bool>(), 0..4usize),
-                1..60,
-            ),
-            limit_bytes in prop_oneof![Just(100usize), Just(1 << 20)],
-        ) {
-            let feed = InterestFeed::new(limit_bytes);
-            let (mut held, mut published, mut links) = (Held::new(), Vec::new(), Vec::new());
-            for (version, (changes, new_link, reads)) in (1..).zip(steps) {
-                let mut seen = BTreeSet::new();
-                let changes: Vec<_> = changes
-                    .into_iter()
-                    .filter(|(ns, ..)| seen.insert(*ns))
-                    .map(|(ns, mode, added, removed)| change(&format!("/{ns}"), mode, added, removed))
-                    .collect();
-                for change in &changes {
-                    let path = change.ns.path().to_owned();
-                    match change.mode {
-                        Some(mode) => held.insert(path, mode),
-                        None => held.remove(&path),
-                    };
-                }
-                let delta = InterestDelta { version, changes };
-                feed.publish(&delta).unwrap();
-                published.push(delta);
-                if new_link {
-                    links.push(Link::new());
-                }
-                for link in links.iter_mut().rev().take(reads) {
-                    let from = link.sent.unwrap_or(0) as usize;
-                    match link.read(&feed, &held) {
-                        Ok(deltas) => prop_assert_eq!(&deltas[..], &published[from..]),
-                        Err(snapshot) => prop_assert_eq!(snapshot, (version, held.clone())),
-                    }
-                    prop_assert_eq!(link.sent, Some(version));
-                }
-            }
-        }
-    }
-}
+mod tests;

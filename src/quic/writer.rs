@@ -60,6 +60,7 @@ impl Writer {
         // The interest version that was sent, and what is left of a snapshot that is being sent.
         let mut sent: Option<u64> = None;
         let mut snapshot: std::vec::IntoIter<Bytes> = Vec::new().into_iter();
+        let mut feed = (self.peer.role == PeerRole::Member).then(|| self.hub.feed.link());
         loop {
             let now = Instant::now();
             if self.signals.ack.swap(false, Ordering::AcqRel) || now >= next_heartbeat {
@@ -74,8 +75,10 @@ impl Writer {
             if self.signals.snapshot_wanted.swap(false, Ordering::AcqRel) {
                 sent = None;
             }
-            if snapshot.len() == 0 && self.peer.role == PeerRole::Member {
-                match self.hub.feed.next(sent) {
+            if snapshot.len() == 0
+                && let Some(feed) = &mut feed
+            {
+                match feed.next(sent) {
                     Next::Nothing => {}
                     Next::Deltas(frames, version) => {
                         self.count_interest(&frames);

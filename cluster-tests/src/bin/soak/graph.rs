@@ -1,6 +1,6 @@
 //! Memory over time as a picture and as a slope.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::time::Duration;
 
 use crate::memory::Sample;
@@ -14,6 +14,28 @@ const BOTTOM: f64 = 44.0;
 /// Colours that can be told apart on white and on black.
 const COLOURS: [&str; 5] = ["#2f7ed8", "#d9662b", "#2aa876", "#9a9a9a", "#b07ad0"];
 
+/// How the memory of a node went on after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Growth {
+    /// The node.
+    pub node: usize,
+    /// RssAnon at the end of the warm-up, and at the end.
+    pub first_kib: u64,
+    pub last_kib: u64,
+    /// By how many KiB a minute it grew: the line with the least squares.
+    pub slope: f64,
+    /// How long it was looked at.
+    pub over: Duration,
+}
+
+impl fmt::Display for Growth {
+    /// As a line of a table.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { node, first_kib, last_kib, slope, .. } = self;
+        write!(f, "| n{node} | {first_kib} KiB | {last_kib} KiB | {slope:+.1} |")
+    }
+}
+
 /// The samples of each node.
 pub(crate) struct Graph {
     nodes: Vec<Vec<Sample>>,
@@ -26,25 +48,28 @@ impl Graph {
         Self { nodes: (0..nodes).map(of).collect() }
     }
 
-    /// A line of a table for each node: its memory at the end of the warm-up and at the end, and by how much it grows.
-    pub(crate) fn lines(&self, warm_up: Duration) -> Vec<String> {
-        let lines = self.nodes.iter().enumerate().filter_map(|(node, samples)| {
+    /// What each node has grown by after the warm-up; without those that were not looked at since.
+    pub(crate) fn growth(&self, warm_up: Duration) -> Vec<Growth> {
+        let growth = self.nodes.iter().enumerate().filter_map(|(node, samples)| {
             let warm: Vec<Sample> = samples.iter().filter(|sample| sample.at >= warm_up).copied().collect();
             let (first, last) = (warm.first()?, warm.last()?);
-            let slope = slope(&warm);
-            Some(format!(
-                "| n{node} | {} KiB | {} KiB | {slope:+.1} |",
-                first.resident_kib, last.resident_kib
-            ))
+            Some(Growth {
+                node,
+                first_kib: first.anonymous_kib,
+                last_kib: last.anonymous_kib,
+                slope: slope(&warm),
+                over: last.at - first.at,
+            })
         });
-        lines.collect()
+        growth.collect()
     }
 
     /// The picture, readable on light and on dark ground. The first `steady` nodes are those that live all the time.
     pub(crate) fn svg(&self, title: &str, steady: usize) -> String {
         let all = || self.nodes.iter().flatten();
         let minutes = all().map(|sample| minutes(sample.at)).fold(1.0, f64::max);
-        let highest = (all().map(|sample| mib(sample.resident_kib)).fold(1.0, f64::max) / 10.0).ceil() * 10.0;
+        let highest =
+            (all().map(|sample| mib(sample.anonymous_kib)).fold(1.0, f64::max) / 10.0).ceil() * 10.0;
         let x = |at: f64| LEFT + at / minutes * (WIDTH - LEFT - RIGHT);
         let y = |size: f64| HEIGHT - BOTTOM - size / highest * (HEIGHT - TOP - BOTTOM);
         let mut svg = format!(
@@ -71,7 +96,7 @@ impl Graph {
             let colour = COLOURS[node % COLOURS.len()];
             // A line for each run.
             for run in samples.chunk_by(|one, next| one.process == next.process) {
-                let points = run.iter().map(|sample| (x(minutes_of(sample)), y(mib(sample.resident_kib))));
+                let points = run.iter().map(|sample| (x(minutes_of(sample)), y(mib(sample.anonymous_kib))));
                 let points: Vec<String> = points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
                 let points = points.join(" ");
                 let _ = writeln!(
@@ -103,15 +128,15 @@ fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
-/// By how many KiB a minute the resident memory grows: the line with the least squares.
+/// By how many KiB a minute the memory grows: the line with the least squares.
 fn slope(samples: &[Sample]) -> f64 {
     let count = samples.len() as f64;
     let middle_x = samples.iter().map(minutes_of).sum::<f64>() / count;
-    let middle_y = samples.iter().map(|sample| sample.resident_kib as f64).sum::<f64>() / count;
+    let middle_y = samples.iter().map(|sample| sample.anonymous_kib as f64).sum::<f64>() / count;
     let (mut above, mut below) = (0.0, 0.0);
     for sample in samples {
         let x = minutes_of(sample) - middle_x;
-        above += x * (sample.resident_kib as f64 - middle_y);
+        above += x * (sample.anonymous_kib as f64 - middle_y);
         below += x * x;
     }
     if below > 0.0 { above / below } else { 0.0 }
@@ -126,8 +151,8 @@ mod tests {
             at: Duration::from_secs(60 * minute as u64),
             node: 0,
             process,
-            resident_kib: *size,
-            anonymous_kib: 0,
+            resident_kib: 0,
+            anonymous_kib: *size,
         };
         sizes.iter().enumerate().map(sample).collect()
     }
@@ -144,6 +169,15 @@ mod tests {
         let two: Vec<Sample> = [samples(1, &[1, 2]), samples(2, &[1, 2])].concat();
         let graph = Graph::of(&two, 1);
         assert_eq!(graph.svg("memory", 1).matches("<polyline").count(), 2);
-        assert_eq!(graph.lines(Duration::from_secs(60)).len(), 1);
+    }
+
+    #[test]
+    fn what_was_before_the_end_of_the_warm_up_does_not_count() {
+        let graph = Graph::of(&samples(1, &[100, 900, 1000, 1010, 1020]), 2);
+        let [growth] = graph.growth(Duration::from_secs(120))[..] else { panic!("one node was looked at") };
+        assert_eq!((growth.node, growth.first_kib, growth.last_kib), (0, 1000, 1020));
+        assert!((growth.slope - 10.0).abs() < 1e-9 && growth.over == Duration::from_secs(120));
+        assert_eq!(growth.to_string(), "| n0 | 1000 KiB | 1020 KiB | +10.0 |");
+        assert!(graph.growth(Duration::from_secs(600)).is_empty());
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct Sample {
     pub process: u32,
     /// VmRSS.
     pub resident_kib: u64,
-    /// RssAnon: of it what is not backed by files.
+    /// RssAnon: of it what is not backed by files. The rest is parts of the program, which the system loads and drops.
     pub anonymous_kib: u64,
 }
 
