@@ -19,6 +19,7 @@ use crate::actors::incoming;
 use crate::actors::links::LinkTable;
 use crate::actors::listeners::{self, Recipient};
 use crate::actors::membership::{Drain, Leave};
+use crate::actors::registry::StopLingering;
 use crate::actors::system::{self, Actors};
 use crate::core::link::LinkState;
 use crate::core::members::Member;
@@ -384,9 +385,12 @@ impl Node {
     }
 
     /// Leaves the cluster without losing anything: tells the others ([`leave`](Self::leave)), takes no new links, waits
-    /// until they have acknowledged what was queued for them (at most
+    /// until they have acknowledged what was queued for them and know which rooms have no members here any more (at most
     /// [`crate::config::LinkConfig::drain_timeout`]), and closes the links. Calling it again waits for nothing. Afterwards
     /// call [`stop`](Self::stop) or drop the node.
+    ///
+    /// Let clients and members go before: who is still here when a link closes misses what was under way, and the other
+    /// node reports that as a gap.
     pub async fn drain(&self) {
         self.leave().await;
         if !self.step(NodeState::Leaving, NodeState::Draining) {
@@ -399,8 +403,11 @@ impl Node {
         let (begun, limit) = (tokio::time::Instant::now(), self.inner.hub.config.link.drain_timeout);
         // First the emitters: what still comes from them is for the others. They get half of the time.
         let guests = self.inner.hub.guests.close();
-        let late = say_goodbye(guests.clone(), begun + limit / 2).await;
-        let late = late + say_goodbye(self.inner.hub.peers(), begun + limit).await;
+        let late = say_goodbye(guests.clone(), None, begun + limit / 2).await;
+        let letter = self.inner.hub.registry_mailbox.letter();
+        let interest = self.inner.actors.registry.send(StopLingering).await.ok();
+        drop(letter);
+        let late = late + say_goodbye(self.inner.hub.peers(), interest, begun + limit).await;
         if late > 0 {
             tracing::warn!(node = %self.id(), peers = late, "left before these peers had acknowledged everything");
         }
@@ -635,12 +642,24 @@ impl NodeBuilder {
     }
 }
 
-/// Says goodbye to all of them, each for itself. Returns to how many it did not come in time.
-async fn say_goodbye(peers: Vec<Arc<PeerQueue>>, deadline: tokio::time::Instant) -> usize {
+/// Says goodbye to all of them, each for itself, once they know this version of the interest. Returns to how many it did not
+/// come in time.
+async fn say_goodbye(
+    peers: Vec<Arc<PeerQueue>>,
+    interest: Option<u64>,
+    deadline: tokio::time::Instant,
+) -> usize {
     let mut goodbyes = tokio::task::JoinSet::new();
     for peer in peers {
         goodbyes.spawn(tokio::time::timeout_at(deadline, async move {
             peer.flushed().await;
+            if let Some(version) = interest {
+                // Afterwards it sends nothing for members that have gone: of that, nothing is under way when the link ends.
+                // Half of the time that is left, for the goodbye needs some, too.
+                let now = tokio::time::Instant::now();
+                let until = now + deadline.saturating_duration_since(now) / 2;
+                let _ = tokio::time::timeout_at(until, peer.link_knows_interest(version)).await;
+            }
             peer.say_goodbye().await;
         }));
     }

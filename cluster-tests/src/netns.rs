@@ -20,18 +20,26 @@
 //! # }
 //! ```
 //!
-//! All of it is removed with the last of the [`Net`] and its pods, also after a panic; what a killed run has left is
-//! removed by the next [`Net`] of the same prefix. The functions run `ip` and block for a few milliseconds.
+//! All of it is removed with the last of the [`Net`] and its pods, also after a panic; when the process is killed, a shell
+//! that waits for that does it. What is left when that one is killed, too, is removed by the next [`Net`] of the same
+//! prefix. The functions run `ip` and block for a few milliseconds.
+
+mod clean;
 
 use std::ffi::OsStr;
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::clean::{Guard, started, sweep};
+
 /// Where `ip` keeps the names of namespaces.
 const NAMES: &str = "/run/netns";
+/// Where `ip` looks for files that stand in for those of `/etc` in a namespace.
+const FILES: &str = "/etc/netns";
 /// The longest prefix, in bytes.
 const MAX_PREFIX: usize = 32;
 /// The longest and the shortest prefix length of a subnet: two pods at least, and not more than anyone could want.
@@ -65,14 +73,16 @@ struct Wires {
     bits: u8,
     /// How many pods have been made.
     made: AtomicU32,
+    /// Removes them. None where there are none.
+    _guard: Option<Guard>,
 }
 
 impl Net {
     /// Makes a switch. `prefix` begins the names of its namespaces, which are unique for each process and each `Net`:
     /// 1 to 32 letters, digits and `-`. `subnet` is for example `10.0.0.0/24`, from /16 to /29.
     ///
-    /// What earlier processes left that had the same prefix and do not run any more is removed first, and programs in
-    /// their namespaces are killed.
+    /// What earlier processes left that had the same prefix and do not run any more is removed first. Programs that still
+    /// run in a namespace when it is removed are killed.
     ///
     /// # Errors
     /// When the arguments are none, or `ip` fails; what it says is in the error.
@@ -89,8 +99,9 @@ impl Net {
         let pid = std::process::id();
         let started = started(pid).ok_or_else(|| io::Error::other("/proc does not tell of this process"))?;
         let name = format!("{prefix}.{pid}.{started}.{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        // Made before anything else, so that half of it is removed, too.
-        let wires = Arc::new(Wires { name, base, bits, made: AtomicU32::new(0) });
+        // Before anything else, so that half of it is removed, too.
+        let guard = Guard::new(&format!("{name}."))?;
+        let wires = Arc::new(Wires { name, base, bits, made: AtomicU32::new(0), _guard: Some(guard) });
         let switch = wires.switch();
         ip(&["netns", "add", &switch])?;
         ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"])?;
@@ -242,6 +253,20 @@ impl Pod {
         Ok(())
     }
 
+    /// Gives programs that [`command`](Self::command) starts from now on a file of their own in place of `/etc/<name>`,
+    /// which must exist. Another call with this name changes it in place. Returns where the file is.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_file(&self, name: &str, content: &str) -> io::Result<PathBuf> {
+        let folder = Path::new(FILES).join(self.name());
+        // Once more: another net may have removed the folder above it, because it was empty.
+        std::fs::create_dir_all(&folder).or_else(|_| std::fs::create_dir_all(&folder))?;
+        let path = folder.join(name);
+        std::fs::write(&path, content)?;
+        Ok(path)
+    }
+
     /// Runs `ip` with these arguments in the pod, for example `["route", "add", "default", "dev", "eth0"]`; returns
     /// what it prints.
     ///
@@ -281,62 +306,6 @@ impl Wires {
         let host = ip.to_bits() & mask;
         ip.to_bits() & !mask == self.base.to_bits() && host != 0 && host != mask
     }
-}
-
-impl Drop for Wires {
-    fn drop(&mut self) {
-        let start = format!("{}.", self.name);
-        for name in names().unwrap_or_default().iter().filter(|name| name.starts_with(&start)) {
-            remove(name);
-        }
-    }
-}
-
-/// Removes what processes left that do not run any more.
-fn sweep(prefix: &str) -> io::Result<()> {
-    for name in names()? {
-        let mut parts =
-            name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')).unwrap_or("").split('.');
-        let (Some(Ok(pid)), Some(Ok(then))) =
-            (parts.next().map(str::parse::<u32>), parts.next().map(str::parse::<u64>))
-        else {
-            continue;
-        };
-        if started(pid) != Some(then) {
-            remove(&name);
-        }
-    }
-    Ok(())
-}
-
-/// Kills what runs in a namespace, and removes it. Another process may do the same: that it is gone is no failure.
-fn remove(name: &str) {
-    let pids = ip(&["netns", "pids", name]).unwrap_or_default();
-    if !pids.trim().is_empty() {
-        // Built into every shell; not every system has it as a program.
-        let _ = Command::new("sh")
-            .args(["-c", "kill -KILL \"$@\" 2>/dev/null", "sh"])
-            .args(pids.split_whitespace())
-            .status();
-    }
-    let _ = ip(&["netns", "delete", name]);
-}
-
-/// The names of all namespaces of this machine.
-fn names() -> io::Result<Vec<String>> {
-    let entries = match std::fs::read_dir(NAMES) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
-}
-
-/// When a process was started, in ticks since the machine was: with its id it names it for ever. None when there is no
-/// such process.
-fn started(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name of the program is in parentheses and may contain anything; field 22 is the 20th after it.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn parse(subnet: &str) -> io::Result<(Ipv4Addr, u8)> {

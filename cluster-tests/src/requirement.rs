@@ -70,6 +70,18 @@ pub fn namespaces() -> Option<()> {
     )
 }
 
+/// [`namespaces`], and a DNS server for them, as [`require`].
+///
+/// # Panics
+/// As [`require`].
+pub fn dns() -> Option<PathBuf> {
+    namespaces()?;
+    // Where Debian has it is not in the path of everyone.
+    let usual = PathBuf::from("/usr/sbin/dnsmasq");
+    let found = in_path(&["dnsmasq"]).or_else(|| usual.is_file().then_some(usual));
+    require("dnsmasq", "install it, for example the package dnsmasq-base of Debian", found)
+}
+
 /// The first program of one of these names in the folders of `PATH`.
 pub fn in_path(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

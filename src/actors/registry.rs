@@ -151,6 +151,21 @@ impl Handler<Flush> for RoomRegistry {
     }
 }
 
+/// The node leaves: publish at once what is not wanted any more. Returns the version of that.
+#[derive(Message)]
+#[rtype(result = "u64")]
+pub(crate) struct StopLingering;
+
+impl Handler<StopLingering> for RoomRegistry {
+    type Result = u64;
+
+    fn handle(&mut self, _: StopLingering, ctx: &mut Self::Context) -> Self::Result {
+        self.interest.stop_lingering();
+        self.flush(ctx);
+        self.interest.version()
+    }
+}
+
 /// A part of a peer's interest arrived.
 #[derive(Message)]
 #[rtype(result = "Result<Applied, LinkError>")]

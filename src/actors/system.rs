@@ -20,7 +20,7 @@ use crate::quic::handshake::Card;
 /// The running actors.
 pub(crate) struct Actors {
     pub(crate) membership: Addr<Membership>,
-    registry: Addr<RoomRegistry>,
+    pub(crate) registry: Addr<RoomRegistry>,
     pub(crate) members: watch::Receiver<Arc<Vec<Member>>>,
     /// Whether no other node is linked.
     pub(crate) alone: watch::Receiver<bool>,

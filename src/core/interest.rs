@@ -77,7 +77,8 @@ impl Default for InterestConfig {
 /// What this node wants to hear.
 ///
 /// - Commands: [`attach`](Self::attach), [`detach`](Self::detach),
-///   [`switch_to_flood`](Self::switch_to_flood), [`adjust`](Self::adjust), in any order and number.
+///   [`switch_to_flood`](Self::switch_to_flood), [`adjust`](Self::adjust), in any order and number;
+///   [`stop_lingering`](Self::stop_lingering) when the node leaves.
 /// - Outputs: [`flush`](Self::flush) once per tick; [`snapshot`](Self::snapshot) for a peer that starts at
 ///   [`version`](Self::version): it shows what was flushed, never what is still pending.
 /// - Getters: the rest.
@@ -158,6 +159,13 @@ impl Interest {
                 space.mark(ns, &mut self.dirty);
             }
         }
+    }
+
+    /// From the next flush on a room is given up with its last holder, also those that linger now: nobody comes back to a
+    /// node that leaves.
+    pub fn stop_lingering(&mut self) {
+        self.config.linger_ms = 0;
+        self.run_out(u64::MAX);
     }
 
     /// Brings what is advertised up to date; `None` when that changes nothing. `now_ms` must never go back.

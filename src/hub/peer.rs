@@ -538,6 +538,19 @@ impl PeerQueue {
         self.leaving.store(true, Ordering::Release);
         self.wake.notify_one();
         self.acked.notify_waiters();
+        self.link_over().await;
+    }
+
+    /// Waits until the peer has applied this version of this node's interest, or its link has ended.
+    pub(crate) async fn link_knows_interest(&self, version: u64) {
+        tokio::select! {
+            () = self.knows_interest(version) => {}
+            () = self.link_over() => {}
+        }
+    }
+
+    /// Waits until no link stands.
+    async fn link_over(&self) {
         loop {
             let mut notified = std::pin::pin!(self.space.notified());
             notified.as_mut().enable();

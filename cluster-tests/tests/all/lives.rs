@@ -7,6 +7,7 @@ use std::time::Duration;
 use cluster_tests::chat::ChatCluster;
 use cluster_tests::cluster::{event, formed};
 use cluster_tests::gate::Gate;
+use cluster_tests::harness::ground::Rule;
 use cluster_tests::process::Process;
 use cluster_tests::{Recorder, Seat, Setup, eventually, probe, stamp};
 use roomcast::{Event, Events, Member, Namespace};
@@ -350,6 +351,38 @@ async fn draining_loses_nothing() {
     );
     assert_eq!((gaps, kept), (0, 0));
     nodes[0].drain().await;
+    nodes[0].stop().await;
+}
+
+/// What others send while a node leaves is for members that have gone: nothing of it is counted as lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_leaves_after_its_members_is_owed_nothing() {
+    let setup = patient("empty");
+    let nodes = setup.formed(2).await;
+    // Far above the pause between two messages: something is always under way.
+    let delay = Duration::from_millis(30)..Duration::from_millis(31);
+    nodes[1].gate.rule_to(nodes[0].addr(), Rule { delay, ..Rule::clear() });
+    let here = nodes[0].namespace("/").unwrap();
+    // It keeps the namespace, so that only the room goes, which would be wanted a while longer otherwise.
+    let _stays = here.connect(Recorder::new());
+    let (member, recorder) = join(&here, "room");
+    let there = nodes[1].namespace("/").unwrap();
+    eventually("the join is known", || there.to("room").emit(probe()).unwrap().targeted == 1).await;
+    let mut events = nodes[1].events();
+    let stop = Arc::new(AtomicBool::new(false));
+    let flowing = tokio::spawn(flow(there, "there", Arc::clone(&stop)));
+    eventually("messages come", || recorder.count_from("there") > 10).await;
+    drop(member);
+    nodes[0].drain().await;
+    loop {
+        match events.recv().await.unwrap() {
+            Event::Gap { frames, .. } => panic!("{frames} frames counted as lost"),
+            Event::MemberLeft { .. } => break,
+            _ => {}
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    flowing.await.unwrap();
     nodes[0].stop().await;
 }
 

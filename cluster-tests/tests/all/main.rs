@@ -30,6 +30,7 @@ mod operations_js;
 mod order;
 mod people;
 mod plain;
+mod pods;
 mod pure;
 mod queues;
 mod real;

@@ -101,6 +101,27 @@ fn a_room_lingers_and_comes_back_for_free() {
 }
 
 #[test]
+fn who_leaves_gives_up_empty_rooms_at_once() {
+    let (mut mine, chat) = (interest(2000), ns("/chat"));
+    mine.attach(&chat, Exact);
+    for room in ["a", "b", "c"] {
+        mine.adjust(&chat, chat.room(room), 1);
+    }
+    mine.flush(0).unwrap();
+    mine.adjust(&chat, chat.room("a"), -1);
+    assert_eq!(mine.flush(100), None);
+    mine.adjust(&chat, chat.room("b"), -1);
+    mine.stop_lingering();
+    let mut removed = mine.flush(100).unwrap().changes.remove(0).removed;
+    removed.sort();
+    let mut gone = vec![chat.room("a"), chat.room("b")];
+    gone.sort();
+    assert_eq!((removed, mine.rooms(), mine.next_flush_ms()), (gone, 1, None));
+    mine.adjust(&chat, chat.room("c"), -1);
+    assert_eq!(mine.flush(100).unwrap().changes[0].removed, [chat.room("c")]);
+}
+
+#[test]
 fn flood_wins_and_rooms_are_right_again_afterwards() {
     let (mut mine, chat) = (interest(0), ns("/chat"));
     mine.attach(&chat, Exact);

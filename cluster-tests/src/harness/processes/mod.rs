@@ -123,8 +123,13 @@ impl Processes {
     ///
     /// # Panics
     /// When the system does not let us have one.
-    pub fn in_namespaces(mut self, prefix: &str) -> Self {
-        self.site = Box::new(Pods::new(prefix));
+    pub fn in_namespaces(self, prefix: &str) -> Self {
+        self.at(Box::new(Pods::new(prefix)))
+    }
+
+    /// Puts the nodes into another place.
+    pub(crate) fn at(mut self, site: Box<dyn Site>) -> Self {
+        self.site = site;
         self
     }
 
