@@ -39,6 +39,7 @@ mod servers;
 mod settled;
 mod sim;
 mod sockets;
+mod srv;
 mod stalls;
 mod supply;
 mod trust;
