@@ -92,6 +92,8 @@ async fn serve(stream: TcpStream, router: Router, config: StatusConfig, mut stop
     // The time for a head runs from the connection, or from the answer before, on: it bounds how long one may be idle, too.
     // A body is not waited for: nobody reads it, so the connection ends with the answer.
     builder.timer(TokioTimer::new()).header_read_timeout(config.request_timeout).max_buf_size(MAX_HEAD_BYTES);
+    // Who says that its request was the last one still wants the answer.
+    builder.half_close(true);
     let mut connection = pin!(builder.serve_connection(io, TowerToHyperService::new(router)));
     // Why one ends is its client's affair.
     tokio::select! {

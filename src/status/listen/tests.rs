@@ -172,6 +172,21 @@ async fn nobody_waits_for_a_body_or_takes_an_endless_head() {
 }
 
 #[tokio::test]
+async fn who_has_said_all_it_has_to_say_is_answered() {
+    let endpoint = Endpoint::start(64, DEADLINE, DEADLINE).await;
+    for _ in 0..20 {
+        let mut stream = endpoint.connect().await;
+        stream.write_all(b"GET /events HTTP/1.0\r\n\r\n").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut head = [0; 12];
+        timeout(DEADLINE, stream.read_exact(&mut head)).await.expect("in time").unwrap();
+        assert_eq!(&head, b"HTTP/1.0 200");
+    }
+    // They are gone with the next event.
+    endpoint.has(0).await;
+}
+
+#[tokio::test]
 async fn an_answer_may_take_longer_than_a_request() {
     let endpoint = Endpoint::start(64, SOON, SOON).await;
     let answer = endpoint.ask("/events").await;
