@@ -36,7 +36,7 @@
 //! * `actors`: the owners of state that changes: registry, peers, membership.
 //! * [`quic`]: endpoint, certificates, handshake, the tasks of a link.
 //! * [`emitter`]: publishing from a process that is no server.
-//! * [`gossip`]: chitchat over the links, and discovery.
+//! * [`gossip`]: chitchat over the links, and discovery (`gossip/srv.rs`: SRV records, with the feature `srv`).
 //! * [`plain`]: the front for servers without Socket.IO.
 //! * [`servers`]: events for the servers themselves (`hub/handlers.rs`: who handles them).
 //! * `socketioxide`: the front for socketioxide.

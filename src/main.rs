@@ -19,7 +19,7 @@ roomcast: joins Socket.IO servers into one cluster without a broker
 
 Usage:
   roomcast keygen                                  print a new cluster secret
-  roomcast status --admin URL [--json | --watch]   show a node's members, links and seeds
+  roomcast status --admin URL [--json | --watch]   show a node's members, links, emitters and seeds
   roomcast emit --seed HOST:PORT EVENT [JSON]      emit an event to clients of the whole cluster
   roomcast rooms --seed HOST:PORT                  list the rooms, each with its members on all nodes
   roomcast sockets --seed HOST:PORT                list the sockets, each with its node and rooms
@@ -231,7 +231,7 @@ fn body(mut answer: Vec<u8>) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The status for readers: the node, its members, its links, how its seeds do.
+/// The status for readers: the node, its members, its links, its emitters, how its seeds do.
 fn table(report: &Value) -> String {
     let node = &report["node"];
     let ready = if report["ready"] == true { "ready" } else { "not ready" };
@@ -273,6 +273,19 @@ fn table(report: &Value) -> String {
     });
     let titles = ["LINK", "STATE", "ROUND TRIP", "UP", "QUEUED", "SENT", "RECEIVED", "ROOMS"];
     write_rows(&mut out, &titles, &links);
+    let emitters = rows(&report["emitters"], |emitter| {
+        vec![
+            text(&emitter["id"]),
+            text(&emitter["address"]),
+            duration(&emitter["since_ms_ago"]),
+            text(&emitter["frames_received"]),
+            text(&emitter["volatile_received"]),
+        ]
+    });
+    if !emitters.is_empty() {
+        out.push('\n');
+        write_rows(&mut out, &["EMITTER", "ADDRESS", "SINCE", "RECEIVED", "VOLATILE"], &emitters);
+    }
     let seeds = rows(&report["discovery"], seed);
     if !seeds.is_empty() {
         out.push('\n');
@@ -373,6 +386,10 @@ mod tests {
             "ready": true,
             "members": [{"id": "a", "state": "live", "address": "127.0.0.1:1", "since_ms_ago": 10, "incarnation": 7}],
             "links": [{"peer": "long\u{1b}name", "state": "up", "round_trip_us": 250, "uptime_ms": null, "rooms": 3}],
+            "emitters": [
+                {"id": "job", "address": "127.0.0.1:9", "since_ms_ago": 5_000, "frames_received": 4, "volatile_received": 2},
+                {"id": "gone", "address": null, "since_ms_ago": 60_000, "frames_received": 0, "volatile_received": 0},
+            ],
             "discovery": [
                 {"source": "a.:7", "addresses": ["10.0.0.1:7", "10.0.0.2:7"], "last_success_ms_ago": 3_000, "last_error": null},
                 {"source": "b.:7", "addresses": [], "last_success_ms_ago": null, "last_error": "no such name"},
@@ -388,6 +405,8 @@ mod tests {
         );
         assert!(text.contains("\na       live   127.0.0.1:1  10ms   7\n"), "{text}");
         assert!(text.contains("\nlong?name  up     0.25 ms     -   -"), "{text}");
+        assert!(text.contains("\nEMITTER  ADDRESS      SINCE  RECEIVED  VOLATILE\n"), "{text}");
+        assert!(text.contains("\ngone     -            60s    0         0\n"), "{text}");
     }
 
     #[test]
@@ -395,6 +414,6 @@ mod tests {
         let report = serde_json::json!({"ready": false, "conflict": "another process", "discovery": []});
         let text = table(&report);
         assert!(text.contains(": not ready\nconflict: another process\n\nMEMBER"), "{text}");
-        assert!(!text.contains("SEED"), "{text}");
+        assert!(!text.contains("SEED") && !text.contains("EMITTER"), "{text}");
     }
 }

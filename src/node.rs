@@ -569,6 +569,7 @@ impl NodeBuilder {
 
         let mut config = self.config;
         config.discovery.jitter_seed = random_seed;
+        config.discovery.node = id.to_string();
         let hub = Hub::new(id.clone(), incarnation, config);
         let (wanted_tx, wanted) = mpsc::channel(WANTED);
         let (arrived_tx, arrived) = mpsc::channel(transport::INCOMING_DEFAULT);

@@ -90,6 +90,17 @@ pub fn in_path(names: &[&str]) -> Option<PathBuf> {
     files.into_iter().find(|file| file.is_file())
 }
 
+/// A DNS server for loopback, as [`require`].
+///
+/// # Panics
+/// As [`require`].
+pub fn dnsmasq() -> Option<PathBuf> {
+    // Where Debian has it is not in the path of everyone.
+    let usual = PathBuf::from("/usr/sbin/dnsmasq");
+    let found = in_path(&["dnsmasq"]).or_else(|| usual.is_file().then_some(usual));
+    require("dnsmasq", "install it, for example the package dnsmasq-base of Debian", found)
+}
+
 fn node_major(node: &Path) -> Option<u32> {
     let output = Command::new(node).arg("--version").output().ok()?;
     let version = String::from_utf8(output.stdout).ok()?;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use hashbrown::HashMap;
 
 use crate::core::link::Backoff;
+use crate::core::refusals::{Line, Refusals};
 use crate::error::LinkError;
 use crate::gossip::discovery::DiscoveryState;
 use crate::hub::Hub;
@@ -28,6 +29,8 @@ const MAX_TRIED: usize = 8;
 pub(crate) struct Dials {
     by_addr: HashMap<SocketAddr, Dial>,
     under_way: usize,
+    /// Why dials were refused, as it was logged.
+    refusals: Refusals<SocketAddr>,
     /// Addresses that were wanted while as many dials as may were under way, in their order, each once.
     waiting: VecDeque<SocketAddr>,
 }
@@ -41,8 +44,8 @@ struct Dial {
     since_ms: u64,
     /// The node that was there the last time.
     reached: Option<NodeId>,
-    /// The reason that was logged last.
-    logged: Option<LinkError>,
+    /// Why the last dial failed; none when it did not.
+    failed: Option<LinkError>,
 }
 
 impl Dials {
@@ -83,7 +86,8 @@ impl Dials {
         None
     }
 
-    /// A dial ended: with the node that was there, or in vain. Each new reason is logged once.
+    /// A dial ended: with the node that was there, or in vain. Each new reason is logged once, but not as many refusals as the
+    /// other side may think up.
     pub(crate) fn end(
         &mut self,
         addr: SocketAddr,
@@ -99,7 +103,8 @@ impl Dials {
         let error = match result {
             Ok(id) => {
                 dial.backoff.succeeded();
-                dial.logged = None;
+                dial.failed = None;
+                self.refusals.forget(&addr);
                 dial.reached = Some(id);
                 count(&hub.counters.dials_linked, 1);
                 return;
@@ -119,16 +124,24 @@ impl Dials {
             // Not for ever: behind the address of a load balancer may be another node the next time.
             dial.backoff.next_ms = now_ms + OWN_PAUSE_MS;
         }
-        if dial.logged.as_ref() == Some(&error) {
-            return;
-        }
         match &error {
             LinkError::Own | LinkError::Duplicate | LinkError::Lost(_) | LinkError::Stopping => {
-                tracing::debug!(node = %hub.id, %addr, %error, "failed to link");
+                if dial.failed.as_ref() != Some(&error) {
+                    tracing::debug!(node = %hub.id, %addr, %error, "failed to link");
+                }
             }
-            _ => tracing::warn!(node = %hub.id, %addr, %error, "failed to link"),
+            _ => match self.refusals.note(addr, &error.to_string(), now_ms) {
+                Line::Known => {}
+                Line::LeftOut => count(&hub.counters.refusals_unlogged, 1),
+                Line::Due { left_out: 0 } => {
+                    tracing::warn!(node = %hub.id, %addr, %error, "failed to link");
+                }
+                Line::Due { left_out } => {
+                    tracing::warn!(node = %hub.id, %addr, %error, left_out, "failed to link");
+                }
+            },
         }
-        dial.logged = Some(error);
+        dial.failed = Some(error);
     }
 
     /// When the address was first wanted, or last dialled.
@@ -153,7 +166,7 @@ impl Dials {
                     text if text == seed.source => text,
                     text => format!("{} at {text}", seed.source),
                 };
-                match self.by_addr.get(addr).and_then(|dial| dial.logged.as_ref()) {
+                match self.by_addr.get(addr).and_then(|dial| dial.failed.as_ref()) {
                     Some(LinkError::Own) => {}
                     Some(error) => tried.push(format!("{name} ({error})")),
                     None => tried.push(format!("{name} (no answer yet)")),
@@ -178,7 +191,7 @@ impl Dials {
             waiting: false,
             since_ms: now_ms,
             reached: None,
-            logged: None,
+            failed: None,
         })
     }
 
@@ -241,8 +254,8 @@ mod tests {
     #[test]
     fn what_was_tried_names_seeds_and_reasons() {
         let mut dials = Dials::default();
-        dials.at(addr(1), 0).logged = Some(LinkError::Lost("no answer within 5 s".into()));
-        dials.at(addr(2), 0).logged = Some(LinkError::Own);
+        dials.at(addr(1), 0).failed = Some(LinkError::Lost("no answer within 5 s".into()));
+        dials.at(addr(2), 0).failed = Some(LinkError::Own);
         let seeds = [
             seed("10.0.0.1:1", &[1], None),
             seed("10.0.0.1:2", &[2], None),
@@ -280,6 +293,21 @@ mod tests {
             }
         }
         assert_eq!(now, 20_000, "200 addresses are four rounds of 64");
+    }
+
+    #[test]
+    fn who_refuses_for_ever_new_reasons_is_not_logged_each_time() {
+        let mut dials = Dials::default();
+        let hub = Hub::new(NodeId::new("n").unwrap(), Default::default(), crate::Config::default());
+        let unlogged = || hub.counters.refusals_unlogged.load(std::sync::atomic::Ordering::Relaxed);
+        for number in 0..100_u64 {
+            assert!(dials.begin(addr(1), false, 64, number * 5_000));
+            dials.end(addr(1), Err(LinkError::closed(&format!("{number}"))), &hub, number * 5_000, 0.5);
+        }
+        assert_eq!(unlogged(), 100 - 8 - 49);
+        // The last one is what is said of the seed, logged or not.
+        let tried = dials.tried(&[seed("10.0.0.1:1", &[1], None)], addr(9)).unwrap();
+        assert!(tried.ends_with("(closed by the peer: 99)"), "{tried}");
     }
 
     #[test]

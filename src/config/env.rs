@@ -258,7 +258,7 @@ mod tests {
                 path.pop();
             }
         }
-        fields.retain(|field| field != "discovery.jitter_seed");
+        fields.retain(|field| !["discovery.jitter_seed", "discovery.node"].contains(&field.as_str()));
         fields
     }
 

@@ -8,6 +8,7 @@ pub mod link;
 pub mod members;
 pub mod outbox;
 pub mod presence;
+pub mod refusals;
 pub mod requests;
 pub mod routes;
 pub mod slices;

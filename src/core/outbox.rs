@@ -56,6 +56,8 @@ pub struct Outbox {
     open_since_ms: u64,
     /// Where the last whole head of a broadcast stands in `open`; empty for none.
     open_head: Range<usize>,
+    /// The bytes that the last frame took.
+    newest_bytes: usize,
     /// The bytes in `under_way`, `waiting` and `open`, and those in `under_way` alone.
     bytes: usize,
     bytes_under_way: usize,
@@ -159,6 +161,7 @@ impl Outbox {
             open_count: 0,
             open_since_ms: 0,
             open_head: 0..0,
+            newest_bytes: 0,
             bytes: 0,
             bytes_under_way: 0,
             frames: 0,
@@ -190,6 +193,11 @@ impl Outbox {
     /// The bytes held: not sent, or sent and not acknowledged.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The bytes that the frame that was pushed last takes: less than it was given as when its head is not repeated.
+    pub fn newest_bytes(&self) -> usize {
+        self.newest_bytes
     }
 
     /// The frames held.
@@ -256,7 +264,7 @@ impl Outbox {
         self.last = self.last.next();
         self.frames += 1;
         if large {
-            self.bytes += len;
+            (self.bytes, self.newest_bytes) = (self.bytes + len, len);
             let parts = smallvec![Bytes::copy_from_slice(head), payload.clone()];
             self.waiting.push_back(Chunk { first: self.last, count: 1, since_ms: now_ms(), parts });
             return Ok(self.last);
@@ -280,7 +288,8 @@ impl Outbox {
         }
         self.open.extend_from_slice(payload);
         self.open_count += 1;
-        self.bytes += self.open.len() - before;
+        self.newest_bytes = self.open.len() - before;
+        self.bytes += self.newest_bytes;
         Ok(self.last)
     }
 

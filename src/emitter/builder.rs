@@ -12,7 +12,7 @@ use super::link::{Failed, Link, NOBODY};
 use super::{ConnectError, Emitter, EmitterState, Inner, Parser};
 use crate::config::Config;
 use crate::error::StartError;
-use crate::gossip::discovery::{Resolver, Seed, SystemResolver};
+use crate::gossip::discovery::{Resolver, Seed, default_resolver};
 use crate::hub::Hub;
 use crate::hub::peer::{PeerQueue, PeerRole};
 use crate::ids::{Incarnation, NodeId};
@@ -51,7 +51,7 @@ impl EmitterBuilder {
             move_after: Duration::from_secs(3),
             request_timeout: Duration::from_secs(5),
             config: Config::default(),
-            resolver: Arc::new(SystemResolver),
+            resolver: default_resolver(),
             socket: None,
         }
     }

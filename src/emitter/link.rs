@@ -182,18 +182,15 @@ impl Link {
         let limit = self.hub.config.discovery.resolve_timeout;
         let mut lookups = JoinSet::new();
         for seed in &self.seeds {
-            let (host, port) = match seed {
-                Seed::Addr(addr) => {
-                    addrs.push(*addr);
-                    continue;
-                }
-                Seed::Name { host, port } => (host.clone(), *port),
-            };
-            let resolver = Arc::clone(&self.resolver);
+            if let Seed::Addr(addr) = seed {
+                addrs.push(*addr);
+                continue;
+            }
+            let (resolver, seed) = (Arc::clone(&self.resolver), seed.clone());
             lookups.spawn(async move {
-                let found = timeout(limit, resolver.resolve(&host, port)).await;
+                let found = timeout(limit, seed.addresses(&*resolver)).await;
                 let found = found.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-                (format!("{host}:{port}"), found)
+                (seed.to_string(), found)
             });
         }
         while let Some(found) = lookups.join_next().await {

@@ -23,7 +23,8 @@ pub const MAX_ADDRESSES: usize = 256;
 /// The longest host name, in bytes (RFC 1035, with a trailing dot).
 const MAX_HOST_BYTES: usize = 254;
 
-/// Where to look for other nodes: `10.0.0.7:7946`, `[fd00::7]:7946` or `peers.example.:7946`.
+/// Where to look for other nodes: `10.0.0.7:7946`, `[fd00::7]:7946`, `peers.example.:7946` or, with the feature `srv`,
+/// `_roomcast._udp.peers.example.`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seed {
     /// An address.
@@ -34,6 +35,12 @@ pub enum Seed {
         host: String,
         /// The port.
         port: u16,
+    },
+    /// An SRV record, looked up every round: it gives names and ports. All its targets are seeds, whatever their priority and
+    /// weight.
+    Srv {
+        /// The name of the record, with its trailing dot if it was given one.
+        name: String,
     },
 }
 
@@ -49,12 +56,17 @@ pub enum SeedError {
     /// The port is not a number from 1 to 65535. Nothing was started.
     #[error("use {0:?} as a seed: the port must be 1 to 65535, for example \"peers.example.:7946\"")]
     BadPort(String),
-    /// The name of an SRV record, which is not looked up. Nothing was started.
+    /// The name of an SRV record, and roomcast was built without the feature `srv`. Nothing was started.
     #[error(
-        "use {0:?} as a seed: SRV records are not looked up; give the name of the nodes and their port, \
-         for example \"peers.example.:7946\""
+        "use {0:?} as a seed: SRV records are looked up only with the feature `srv` of roomcast; build with it, or give the \
+         name of the nodes and their port, for example \"peers.example.:7946\""
     )]
     Srv(String),
+    /// An SRV record with a port beside it. Nothing was started.
+    #[error(
+        "use {0:?} as a seed: the port is in the SRV record; leave it out, for example \"_roomcast._udp.peers.example.\""
+    )]
+    SrvPort(String),
     /// The host cannot be a name or an address. Nothing was started.
     #[error(
         "use {0:?} as a seed: not a host; give for example \"peers.example.:7946\" or \"[fd00::7]:7946\""
@@ -75,8 +87,13 @@ impl FromStr for Seed {
         if text.parse::<Ipv6Addr>().is_ok() {
             return Err(SeedError::BadHost(shown()));
         }
-        if text.starts_with('_') && (text.contains("._udp.") || text.contains("._tcp.")) {
-            return Err(SeedError::Srv(shown()));
+        if let Some(name) = srv_name(text) {
+            return match name {
+                _ if !cfg!(feature = "srv") => Err(SeedError::Srv(shown())),
+                _ if name.contains(':') => Err(SeedError::SrvPort(shown())),
+                _ if !is_name(name) => Err(SeedError::BadHost(shown())),
+                _ => Ok(Self::Srv { name: name.to_owned() }),
+            };
         }
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -103,11 +120,38 @@ impl FromStr for Seed {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return dialled(ip, port).ok_or_else(|| SeedError::BadHost(shown()));
         }
-        let label = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if host.len() > MAX_HOST_BYTES || host.starts_with('.') || !host.bytes().all(label) {
+        if !is_name(host) {
             return Err(SeedError::BadHost(shown()));
         }
         Ok(Self::Name { host: host.to_owned(), port })
+    }
+}
+
+/// The name of an SRV record: behind `srv:`, or one that begins as such names do.
+fn srv_name(text: &str) -> Option<&str> {
+    match text.strip_prefix("srv:") {
+        // The host `srv` with its port.
+        Some(rest) if !rest.bytes().all(|byte| byte.is_ascii_digit()) => Some(rest),
+        _ => {
+            let service = text.contains("._udp.") || text.contains("._tcp.") || !text.contains(':');
+            (text.starts_with('_') && service).then_some(text)
+        }
+    }
+}
+
+fn is_name(host: &str) -> bool {
+    let label = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    !host.is_empty() && host.len() <= MAX_HOST_BYTES && !host.starts_with('.') && host.bytes().all(label)
+}
+
+impl Seed {
+    /// Its addresses now.
+    pub(crate) async fn addresses(&self, resolver: &dyn Resolver) -> io::Result<Vec<SocketAddr>> {
+        match self {
+            Self::Addr(addr) => Ok(vec![*addr]),
+            Self::Name { host, port } => resolver.resolve(host, *port).await,
+            Self::Srv { name } => resolver.resolve_srv(name).await,
+        }
     }
 }
 
@@ -120,6 +164,8 @@ impl fmt::Display for Seed {
         match self {
             Self::Addr(addr) => addr.fmt(f),
             Self::Name { host, port } => write!(f, "{host}:{port}"),
+            Self::Srv { name } if name.starts_with('_') => f.write_str(name),
+            Self::Srv { name } => write!(f, "srv:{name}"),
         }
     }
 }
@@ -129,6 +175,25 @@ impl fmt::Display for Seed {
 pub trait Resolver: Send + Sync + 'static {
     /// All addresses of a name, with the port. No address is not an error here.
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+
+    /// All addresses of all targets of an SRV record, each with its port. Of use only with the feature `srv`, without which
+    /// no seed is one. By default it is an error.
+    async fn resolve_srv(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
+        let _ = name;
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this resolver does not look up SRV records"))
+    }
+}
+
+/// What looks up names unless another one is given.
+#[cfg(not(feature = "srv"))]
+pub(crate) fn default_resolver() -> Arc<dyn Resolver> {
+    Arc::new(SystemResolver)
+}
+
+/// What looks up names unless another one is given.
+#[cfg(feature = "srv")]
+pub(crate) fn default_resolver() -> Arc<dyn Resolver> {
+    Arc::new(super::srv::SrvResolver::new())
 }
 
 /// The resolver of the operating system.
@@ -156,6 +221,8 @@ pub struct DiscoveryConfig {
     pub resolve_timeout: Duration,
     /// Seed of the generator behind the jitter: the node sets it.
     pub(crate) jitter_seed: u64,
+    /// The id of the node, for the log: the node sets it.
+    pub(crate) node: String,
 }
 
 impl Default for DiscoveryConfig {
@@ -166,6 +233,7 @@ impl Default for DiscoveryConfig {
             jitter: 0.2,
             resolve_timeout: Duration::from_secs(5),
             jitter_seed: 0,
+            node: String::new(),
         }
     }
 }
@@ -274,8 +342,8 @@ pub async fn run(
 ) {
     state.with(|sources| *sources = seeds.into_iter().map(Source::new).collect());
     let own = own.into_iter().map(canonical).collect();
-    let mut search =
-        Search { own, asked: BTreeSet::new(), contact, state, resolver, lookups: JoinSet::new() };
+    let (node, asked, lookups) = (config.node.clone(), BTreeSet::new(), JoinSet::new());
+    let mut search = Search { node, own, asked, contact, state, resolver, lookups };
     let mut generator = StdRng::seed_from_u64(config.jitter_seed);
     let mut sender_lives = true;
     loop {
@@ -318,6 +386,7 @@ impl fmt::Display for Failed {
 }
 
 struct Search<F> {
+    node: String,
     own: BTreeSet<SocketAddr>,
     /// Contacted in this round: two seeds may give one address.
     asked: BTreeSet<SocketAddr>,
@@ -335,19 +404,19 @@ impl<F: Fn(SocketAddr)> Search<F> {
         for (index, seed) in seeds.into_iter().enumerate() {
             match seed {
                 Seed::Addr(addr) => self.found(index, Ok(vec![addr]), alone),
-                Seed::Name { host, port } => self.look_up(index, host, port, alone, timeout),
+                name => self.look_up(index, name, alone, timeout),
             }
         }
     }
 
     /// Takes up the last addresses of a name and starts a lookup, if none is under way.
-    fn look_up(&mut self, index: usize, host: String, port: u16, alone: bool, timeout: Duration) {
+    fn look_up(&mut self, index: usize, seed: Seed, alone: bool, timeout: Duration) {
         let state = self.state.clone();
         state.with(|sources| {
             let Some(source) = sources.get_mut(index) else { return };
             if source.lookup.as_ref().is_none_or(AbortHandle::is_finished) {
                 let resolver = self.resolver.clone();
-                let lookup = async move { (index, resolve(&*resolver, &host, port, timeout).await) };
+                let lookup = async move { (index, resolve(&*resolver, &seed, timeout).await) };
                 source.lookup = Some(self.lookups.spawn(lookup));
             }
         });
@@ -360,7 +429,7 @@ impl<F: Fn(SocketAddr)> Search<F> {
     fn answered(&mut self, lookup: Result<Lookup, JoinError>, alone: bool) {
         match lookup {
             Ok((index, found)) => self.found(index, found, alone),
-            Err(error) => tracing::error!(%error, "a resolver panicked"),
+            Err(error) => tracing::error!(node = %self.node, %error, "a resolver panicked"),
         }
     }
 
@@ -370,7 +439,7 @@ impl<F: Fn(SocketAddr)> Search<F> {
             let known: BTreeSet<SocketAddr> =
                 sources.iter().flat_map(|source| &source.addresses).copied().collect();
             let Some(source) = sources.get_mut(index) else { return BTreeSet::new() };
-            source.take(found);
+            source.take(found, &self.node);
             source.addresses.iter().copied().filter(|addr| alone || !known.contains(addr)).collect()
         });
         wanted.into_iter().for_each(|addr| self.ask(addr));
@@ -396,7 +465,7 @@ impl Source {
         }
     }
 
-    fn take(&mut self, found: Result<Vec<SocketAddr>, Failed>) {
+    fn take(&mut self, found: Result<Vec<SocketAddr>, Failed>, node: &str) {
         self.rounds += 1;
         self.answered = !matches!(found, Err(Failed::Error(_)));
         let found: BTreeSet<SocketAddr> = match found {
@@ -406,8 +475,12 @@ impl Source {
                 match (&self.last_error, self.last_success) {
                     (Some(_), _) => {}
                     // At a first start nobody may be registered yet.
-                    (None, None) => tracing::info!(seed = %self.seed, error, "a seed leads nowhere yet"),
-                    (None, Some(_)) => tracing::warn!(seed = %self.seed, error, "failed to resolve a seed"),
+                    (None, None) => {
+                        tracing::info!(%node, seed = %self.seed, error, "a seed leads nowhere yet")
+                    }
+                    (None, Some(_)) => {
+                        tracing::warn!(%node, seed = %self.seed, error, "failed to resolve a seed")
+                    }
                 }
                 self.last_error = Some(error);
                 return;
@@ -417,19 +490,14 @@ impl Source {
         self.last_success = Some(Instant::now());
         let found: BTreeSet<SocketAddr> = found.into_iter().take(MAX_ADDRESSES).collect();
         if found != self.addresses || recovered {
-            tracing::info!(seed = %self.seed, addresses = ?found, "seed resolved");
+            tracing::info!(%node, seed = %self.seed, addresses = ?found, "seed resolved");
         }
         self.addresses = found;
     }
 }
 
-async fn resolve(
-    resolver: &dyn Resolver,
-    host: &str,
-    port: u16,
-    timeout: Duration,
-) -> Result<Vec<SocketAddr>, Failed> {
-    match tokio::time::timeout(timeout, resolver.resolve(host, port)).await {
+async fn resolve(resolver: &dyn Resolver, seed: &Seed, timeout: Duration) -> Result<Vec<SocketAddr>, Failed> {
+    match tokio::time::timeout(timeout, seed.addresses(resolver)).await {
         Ok(Ok(addresses)) if addresses.is_empty() => Err(Failed::Empty),
         Ok(Ok(addresses)) => Ok(addresses),
         Ok(Err(error)) => Err(Failed::Error(error.to_string())),
@@ -482,11 +550,39 @@ mod tests {
         for text in ["0.0.0.0:7946", "[::]:7946", ".:1", "224.0.0.1:1"] {
             assert!(matches!(refused(text), SeedError::BadHost(_)), "{text}");
         }
-        for text in ["_roomcast._udp.peers.example.", "_roomcast._udp.peers.example.:7946"] {
-            assert!(matches!(refused(text), SeedError::Srv(_)), "{text}");
-        }
         let text = refused("peer").to_string();
         assert!(text.contains("no port") && text.contains("example"), "{text}");
+    }
+
+    #[test]
+    fn srv_records_are_told_from_names() {
+        let parse = |text: &str| text.parse::<Seed>();
+        let srv = |name: &str| Seed::Srv { name: name.to_owned() };
+        let records = [
+            ("_roomcast._udp.peers.example.", "_roomcast._udp.peers.example."),
+            ("srv:_roomcast._udp.peers", "_roomcast._udp.peers"),
+            (" srv:peers.example. ", "peers.example."),
+            ("_peers", "_peers"),
+        ];
+        for (text, name) in records {
+            if cfg!(feature = "srv") {
+                assert_eq!(parse(text), Ok(srv(name)));
+                let seed = srv(name);
+                assert_eq!(parse(&seed.to_string()), Ok(seed), "it is shown as it can be given");
+            } else {
+                assert!(matches!(parse(text), Err(SeedError::Srv(_))), "{text}");
+            }
+        }
+        let host = |host: &str, port| Ok(Seed::Name { host: host.to_owned(), port });
+        assert_eq!((parse("srv:7946"), parse("_peer:7946")), (host("srv", 7946), host("_peer", 7946)));
+        for text in ["_roomcast._udp.peers.example.:7946", "srv:peers.example.:7946", "srv:[::1]:7946"] {
+            let error = parse(text).unwrap_err();
+            let expected = if cfg!(feature = "srv") { "leave it out" } else { "feature `srv`" };
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        for text in ["srv: ", "srv:.x", "srv:a b", "_a b", &format!("_{}", "x".repeat(254))] {
+            assert!(parse(text).is_err(), "{text}");
+        }
     }
 
     type Answers = VecDeque<Result<Vec<SocketAddr>, &'static str>>;
@@ -506,6 +602,10 @@ mod tests {
                 Some(answer) => answer.map_err(io::Error::other),
                 None => std::future::pending().await,
             }
+        }
+
+        async fn resolve_srv(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
+            self.resolve(name, 0).await
         }
     }
 
@@ -528,14 +628,17 @@ mod tests {
     }
 
     fn start(seeds: &[&str], names: Vec<(&str, Answers)>) -> Setup {
-        let seeds = seeds.iter().map(|text| text.parse().unwrap()).collect();
+        let config = DiscoveryConfig { jitter: 0.0, ..DiscoveryConfig::default() };
+        start_with(config, seeds.iter().map(|text| text.parse().unwrap()).collect(), names)
+    }
+
+    fn start_with(config: DiscoveryConfig, seeds: Vec<Seed>, names: Vec<(&str, Answers)>) -> Setup {
         let names = names.into_iter().map(|(name, answers)| (name.to_owned(), answers)).collect();
         let (alone, receiver) = watch::channel(true);
         let (state, contacts) = (DiscoveryShared::new(), Arc::<Mutex<Vec<_>>>::default());
         let (begin, log) = (Instant::now(), contacts.clone());
         let contact =
             move |addr: SocketAddr| log.lock().unwrap().push((begin.elapsed().as_secs(), addr.port()));
-        let config = DiscoveryConfig { jitter: 0.0, ..DiscoveryConfig::default() };
         let mut task = JoinSet::new();
         let resolver = Arc::new(Script(Mutex::new(names)));
         task.spawn(run(config, seeds, resolver, vec![addr(9)], receiver, contact, state.clone()));
@@ -586,6 +689,68 @@ mod tests {
         assert_eq!((state[1].rounds, state[1].last_success), (1, None), "one lookup at a time");
         assert_eq!(state[1].last_error.as_deref(), Some("no answer within 5s"));
         assert_eq!((state[2].rounds, state[2].last_error.clone()), (6, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn several_names_records_and_addresses_are_looked_up_side_by_side() {
+        let names = vec![
+            ("a.", VecDeque::from([Ok(vec![addr(1), addr(2)])])),
+            ("b.", VecDeque::from([Err("no such host"), Ok(vec![addr(2), addr(3)])])),
+            ("_roomcast._udp.c.", VecDeque::from([Err("no such record"), Ok(vec![addr(4), addr(5)])])),
+        ];
+        let mut seeds: Vec<Seed> =
+            ["10.0.0.1:7", "a.:1", "b.:1"].iter().map(|text| text.parse().unwrap()).collect();
+        seeds.push(Seed::Srv { name: "_roomcast._udp.c.".to_owned() });
+        let config = DiscoveryConfig { jitter: 0.0, ..DiscoveryConfig::default() };
+        let setup = start_with(config, seeds, names);
+        pass(0.5).await;
+        let in_second = |second: u64| {
+            let mut ports: Vec<u16> =
+                setup.contacts().iter().filter(|(when, _)| *when == second).map(|(_, port)| *port).collect();
+            ports.sort_unstable();
+            ports
+        };
+        assert_eq!(in_second(0), [1, 2, 7]);
+        pass(1.0).await;
+        assert_eq!(in_second(1), [1, 2, 3, 4, 5, 7], "each once, though two names have it");
+        let state = setup.state.snapshot();
+        let shown: Vec<_> = state.iter().map(|seed| (&*seed.source, seed.addresses.len())).collect();
+        assert_eq!(shown, [("10.0.0.1:7", 1), ("a.:1", 2), ("b.:1", 2), ("_roomcast._udp.c.", 2)]);
+        assert!(state.iter().all(|seed| seed.last_error.is_none() && seed.rounds == 2), "{state:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rounds_of_two_nodes_drift_apart_and_stay_within_the_jitter() {
+        let mut rounds = Vec::new();
+        for jitter_seed in [1, 2] {
+            let config = DiscoveryConfig { jitter_seed, ..DiscoveryConfig::default() };
+            let setup = start_with(config, vec!["10.0.0.1:1".parse().unwrap()], vec![]);
+            setup.alone.send(false).unwrap();
+            let begin = Instant::now();
+            let (mut seen, mut times) = (0, Vec::new());
+            while times.len() < 20 {
+                pass(0.01).await;
+                let now = setup.state.snapshot()[0].rounds;
+                if now > std::mem::replace(&mut seen, now) {
+                    times.push(begin.elapsed().as_secs_f64());
+                }
+            }
+            let pauses: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!(pauses.iter().all(|pause| (3.98..=6.02).contains(pause)), "{pauses:?}");
+            rounds.push(times);
+        }
+        assert!((rounds[0][19] - rounds[1][19]).abs() > 0.1, "{rounds:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_name_with_very_many_addresses_the_first_are_taken() {
+        let many = (1..=1_000).rev().map(addr).collect();
+        let setup = start(&["many:1"], vec![("many", VecDeque::from([Ok(many)]))]);
+        pass(0.5).await;
+        let mut ports: Vec<u16> = setup.contacts().iter().map(|(_, port)| *port).collect();
+        ports.sort_unstable();
+        // One of the first 256 is the node itself.
+        assert_eq!(ports, (1..=256).filter(|port| *port != 9).collect::<Vec<u16>>());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,8 @@
 //! Gossip: who is in the cluster. chitchat, run over the authenticated links of the node.
 
 pub mod discovery;
+#[cfg(feature = "srv")]
+pub mod srv;
 pub mod transport;
 
 use std::collections::HashSet;

@@ -44,6 +44,17 @@ struct Entry {
     links: usize,
     /// Since when there is none.
     away_since_ms: Option<u64>,
+    /// When it came first, in milliseconds of the node's clock.
+    came_ms: u64,
+}
+
+/// An emitter, as the status shows it.
+pub(crate) struct GuestState {
+    pub(crate) queue: Arc<PeerQueue>,
+    /// When it came first, in milliseconds of the node's clock.
+    pub(crate) came_ms: u64,
+    /// Whether it has a link now.
+    pub(crate) linked: bool,
 }
 
 /// One run of an emitter.
@@ -88,7 +99,7 @@ impl Guests {
                 turn,
                 nonce,
             };
-            Entry { guest: Arc::new(guest), links: 0, away_since_ms: None }
+            Entry { guest: Arc::new(guest), links: 0, away_since_ms: None, came_ms: hub.now_ms() }
         });
         entry.links += 1;
         entry.away_since_ms = None;
@@ -132,6 +143,16 @@ impl Guests {
         let mut table = lock(&self.table);
         table.closed = true;
         table.by_run.values().map(|entry| Arc::clone(&entry.guest.queue)).collect()
+    }
+
+    /// Those that are here, at most [`crate::config::LinkConfig::max_emitters`].
+    pub(crate) fn list(&self) -> Vec<GuestState> {
+        let state = |entry: &Entry| GuestState {
+            queue: Arc::clone(&entry.guest.queue),
+            came_ms: entry.came_ms,
+            linked: entry.links > 0,
+        };
+        lock(&self.table).by_run.values().map(state).collect()
     }
 
     /// How many there are.

@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::core::frame::{BroadcastHead, FrameLimits, LENGTH_BYTES, encode_broadcast};
 use crate::core::interest::RoomMode;
+use crate::core::refusals::{Line, Refusals};
 use crate::core::routes::{PeerMask, Routes, RoutesConfig};
 use crate::error::{DropReason, IdError, LinkError};
 use crate::event::Event;
@@ -138,6 +139,12 @@ pub(crate) struct Counters {
     pub(crate) interest_repairs: AtomicU64,
     /// Links that stood, got nothing done and were replaced.
     pub(crate) stalls: AtomicU64,
+    /// Refusals for a new reason that were not logged, because too many were.
+    pub(crate) refusals_unlogged: AtomicU64,
+    /// Connections to the status endpoint that were one too many, and those there are now.
+    pub(crate) status_refused: AtomicU64,
+    #[cfg(feature = "status")]
+    pub(crate) status_connections: AtomicU64,
 }
 
 impl Counters {
@@ -212,15 +219,12 @@ pub(crate) struct Hub {
     pub(crate) events: broadcast::Sender<Event>,
     /// Room events, for whoever listens.
     pub(crate) room_feed: Arc<RoomFeed>,
-    /// The reasons that were logged, by address.
-    refusals: Mutex<HashMap<IpAddr, LinkError>>,
+    /// Why incoming connections were refused, as it was logged.
+    refusals: Mutex<Refusals<IpAddr>>,
     /// The node has stopped: nobody takes what is pending any more.
     stopped: AtomicBool,
     started: Instant,
 }
-
-/// The most addresses whose refusal is remembered, so as not to log it again.
-const MAX_REFUSALS: usize = 1024;
 
 /// The fronts of the namespace that a message came for last. Of use among messages that came together: a front that
 /// attaches later must not be missed, and one that goes must not be kept.
@@ -379,17 +383,20 @@ impl Hub {
         let _ = self.events.send(event);
     }
 
-    /// Logs why an incoming connection was refused: each reason of an address once, not at every attempt.
+    /// Logs why an incoming connection was refused: each reason of an address once, not at every attempt, and not as many as
+    /// an insider may think up.
     pub(crate) fn log_refusal(&self, remote: SocketAddr, error: &LinkError) {
-        let mut refusals = lock(&self.refusals);
-        if refusals.get(&remote.ip()) == Some(error) {
-            return;
+        let line = lock(&self.refusals).note(remote.ip(), &error.to_string(), self.now_ms());
+        match line {
+            Line::Known => {}
+            Line::LeftOut => peer::count(&self.counters.refusals_unlogged, 1),
+            Line::Due { left_out: 0 } => {
+                tracing::warn!(node = %self.id, %remote, %error, "incoming connection refused");
+            }
+            Line::Due { left_out } => {
+                tracing::warn!(node = %self.id, %remote, %error, left_out, "incoming connection refused");
+            }
         }
-        if refusals.len() >= MAX_REFUSALS {
-            refusals.clear();
-        }
-        refusals.insert(remote.ip(), error.clone());
-        tracing::warn!(node = %self.id, %remote, %error, "incoming connection refused");
     }
 
     /// Checks a room name that a user gave.

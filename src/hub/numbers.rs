@@ -101,9 +101,17 @@ impl EmitCounts {
 /// The number of types of frames: see [`Head`].
 const TYPES: usize = 15;
 
-/// Frames by the first byte of their head; a head that is repeated counts as a broadcast.
+/// Frames and their bytes by the first byte of their head; a head that is repeated counts as a broadcast. The bytes are
+/// those on the stream: length, head and payload.
 #[derive(Debug, Default)]
-pub(crate) struct FrameCounts([AtomicU64; TYPES]);
+pub(crate) struct FrameCounts([Tally; TYPES]);
+
+/// Side by side: they are counted together.
+#[derive(Debug, Default)]
+struct Tally {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+}
 
 impl FrameCounts {
     /// The names of the types, and the first bytes of the heads that each has.
@@ -119,23 +127,26 @@ impl FrameCounts {
         ("control", &[2, 3, 6]),
     ];
 
-    /// Frames with this first byte.
-    pub(crate) fn count(&self, first: u8, by: u64) {
-        if let Some(count) = self.0.get(usize::from(first)) {
-            count.fetch_add(by, Ordering::Relaxed);
+    /// Frames with this first byte, and their bytes.
+    pub(crate) fn count(&self, first: u8, frames: u64, bytes: u64) {
+        if let Some(tally) = self.0.get(usize::from(first)) {
+            tally.frames.fetch_add(frames, Ordering::Relaxed);
+            tally.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
-    /// A counted frame with this first byte, while nobody else counts such frames: cheaper on the way of every message.
+    /// A frame with this first byte, while nobody else counts such frames: no atomic addition on the way of a message.
     #[inline]
-    pub(crate) fn count_alone(&self, first: Option<&u8>) {
-        if let Some(count) = first.and_then(|first| self.0.get(usize::from(*first))) {
-            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    pub(crate) fn count_alone(&self, first: Option<&u8>, bytes: usize) {
+        let add = |count: &AtomicU64, by| count.store(get(count) + by, Ordering::Relaxed);
+        if let Some(tally) = first.and_then(|first| self.0.get(usize::from(*first))) {
+            add(&tally.frames, 1);
+            add(&tally.bytes, bytes as u64);
         }
     }
 
-    /// As [`count`](Self::count) for one frame, by its head.
-    pub(crate) fn count_head(&self, head: &Head<'_>) {
+    /// As [`count`](Self::count) for one frame of so many bytes, by its head.
+    pub(crate) fn count_head(&self, head: &Head<'_>, bytes: usize) {
         let first = match head {
             Head::Hello(_) => 0,
             Head::Refused(_) => 1,
@@ -152,12 +163,13 @@ impl FrameCounts {
             Head::Credit { .. } => 13,
             Head::Cancel { .. } => 14,
         };
-        self.count(first, 1);
+        self.count(first, 1, bytes as u64);
     }
 
-    /// The frames with these first bytes.
-    pub(crate) fn of(&self, firsts: &[u8]) -> u64 {
-        firsts.iter().filter_map(|first| self.0.get(usize::from(*first))).map(get).sum()
+    /// The frames with these first bytes, and their bytes.
+    pub(crate) fn of(&self, firsts: &[u8]) -> (u64, u64) {
+        let tallies = firsts.iter().filter_map(|first| self.0.get(usize::from(*first)));
+        tallies.fold((0, 0), |sum, tally| (sum.0 + get(&tally.frames), sum.1 + get(&tally.bytes)))
     }
 }
 
@@ -285,11 +297,23 @@ mod tests {
             let mut bytes = BytesMut::new();
             encode_head(&head, 0, &mut bytes).unwrap();
             let counts = FrameCounts::default();
-            counts.count_head(&head);
+            counts.count_head(&head, bytes.len());
             let first = bytes[LENGTH_BYTES];
-            assert_eq!(counts.of(&[first]), 1, "{head:?}");
+            assert_eq!(counts.of(&[first]), (1, bytes.len() as u64), "{head:?}");
             assert!(FrameCounts::NAMES.iter().any(|(_, firsts)| firsts.contains(&first)), "{head:?}");
         }
+    }
+
+    #[test]
+    fn bytes_are_counted_with_the_frames_of_a_type() {
+        let counts = FrameCounts::default();
+        counts.count(BROADCAST, 3, 300);
+        counts.count_alone(Some(&BROADCAST), 45);
+        counts.count_alone(Some(&10), 7);
+        counts.count_alone(None, 1);
+        counts.count_alone(Some(&255), 1);
+        assert_eq!((counts.of(&[BROADCAST]), counts.of(&[10])), ((4, 345), (1, 7)));
+        assert_eq!(counts.of(&[BROADCAST, 10, 200]), (5, 352));
     }
 
     #[test]

@@ -248,7 +248,7 @@ impl PeerQueue {
             let seq = outbox.push_at(head, payload, now_ms)?;
             // Under the lock, so nobody else counts.
             count_alone(&self.counters.frames_sent, 1);
-            self.counters.sent_by_type.count_alone(head.get(LENGTH_BYTES));
+            self.counters.sent_by_type.count_alone(head.get(LENGTH_BYTES), outbox.newest_bytes());
             (had_unsent, seq)
         };
         if !had_unsent {

@@ -8,7 +8,7 @@ use quinn::AsyncUdpSocket;
 
 use crate::config::{Config, env};
 use crate::error::{AdvertiseError, EnvError, StartError};
-use crate::gossip::discovery::{Resolver, Seed, SystemResolver};
+use crate::gossip::discovery::{Resolver, Seed, default_resolver};
 use crate::ids::{Incarnation, NodeId};
 use crate::quic::tls::{ClusterName, ClusterSecret, PemFiles};
 
@@ -42,7 +42,7 @@ impl NodeBuilder {
             accepted: Vec::new(),
             pem: None,
             config: Config::default(),
-            resolver: Arc::new(SystemResolver),
+            resolver: default_resolver(),
             socket: None,
             actors_here: false,
             random_seed: None,
@@ -186,8 +186,9 @@ impl NodeBuilder {
         self
     }
 
-    /// Where to look for other nodes, each as `host:port`. Names are looked up again and again; an address that is
-    /// this node's own is left out. Default is none: the node waits for others.
+    /// Where to look for other nodes, each as `host:port` or, with the feature `srv`, the name of an SRV record like
+    /// `_roomcast._udp.peers.example.` (or `srv:` and any name). Names are looked up again and again; an address that is this
+    /// node's own is left out. Default is none: the node waits for others.
     pub fn seeds<S: ToString>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
         self.seeds.extend(seeds.into_iter().map(|seed| seed.to_string()));
         self
@@ -220,7 +221,7 @@ impl NodeBuilder {
         self
     }
 
-    /// How seed names are looked up. Default is the system's resolver.
+    /// How seed names are looked up. Default is the system's resolver, with the feature `srv` a `SrvResolver`.
     pub fn resolver(mut self, resolver: Arc<dyn Resolver>) -> Self {
         self.resolver = resolver;
         self

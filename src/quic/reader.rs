@@ -146,7 +146,8 @@ impl Reader {
 
     /// Handles whole frames; `last_head` is that of the broadcast before them. Says where they have a later one.
     async fn block(&mut self, block: &Bytes, last_head: &[u8]) -> Result<Option<Range<usize>>, LinkError> {
-        let mut run = Run { last: LastHead::new(last_head), recent: Recent::default(), broadcasts: 0 };
+        let mut run =
+            Run { last: LastHead::new(last_head), recent: Recent::default(), broadcasts: 0, bytes: 0 };
         let mut at = 0;
         while let Some(length) = frame_len(&block[at..], &self.reader.limits)? {
             let frame = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
@@ -158,7 +159,7 @@ impl Reader {
         }
         self.hub.count_delivered(&mut run.recent);
         if run.broadcasts > 0 {
-            self.peer.counters.received_by_type.count(BROADCAST, run.broadcasts);
+            self.peer.counters.received_by_type.count(BROADCAST, run.broadcasts, run.bytes);
         }
         Ok(run.last.here())
     }
@@ -180,6 +181,7 @@ impl Reader {
             }
             if self.accept(frame.len(), BROADCAST) {
                 run.broadcasts += 1;
+                run.bytes += (LENGTH_BYTES + frame.len()) as u64;
                 // Only what is handed on is counted as a reference to the block.
                 let payload = block.slice(range.start + message.payload_at..range.end);
                 self.hub.arrived(&self.peer, &mut run.recent, message.head, payload);
@@ -198,7 +200,7 @@ impl Reader {
             return Err(LinkError::Violation("a counted frame before the start".into()));
         }
         if !head.is_counted() {
-            self.peer.counters.received_by_type.count_head(&head);
+            self.peer.counters.received_by_type.count_head(&head, LENGTH_BYTES + frame.len());
         }
         let payload = |used: usize| block.slice(range.start + used..range.end);
         match head {
@@ -285,7 +287,8 @@ impl Reader {
             return false;
         }
         if first != BROADCAST {
-            self.peer.counters.received_by_type.count(first, 1);
+            // One link of a peer reads at a time.
+            self.peer.counters.received_by_type.count_alone(Some(&first), LENGTH_BYTES + bytes);
         }
         count_alone(&self.peer.counters.frames_received, 1);
         true
@@ -400,6 +403,7 @@ impl Reader {
 struct Run<'b> {
     last: LastHead<'b>,
     recent: Recent,
-    /// Those that were new.
+    /// Those that were new, and their bytes.
     broadcasts: u64,
+    bytes: u64,
 }

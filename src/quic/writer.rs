@@ -123,8 +123,9 @@ impl Writer {
     }
 
     fn count_interest(&self, frames: &[Bytes]) {
-        count(&self.peer.counters.interest_bytes_sent, total(frames));
-        self.peer.counters.sent_by_type.count(INTEREST, frames.len() as u64);
+        let bytes = total(frames);
+        count(&self.peer.counters.interest_bytes_sent, bytes);
+        self.peer.counters.sent_by_type.count(INTEREST, frames.len() as u64, bytes);
     }
 
     /// Says what the peer never gets.
@@ -192,8 +193,8 @@ impl Writer {
         let mut frame = BytesMut::new();
         let head = Head::Received { seq, interest };
         encode_head(&head, payload.len(), &mut frame)?;
-        self.peer.counters.sent_by_type.count_head(&head);
         frame.extend_from_slice(payload);
+        self.peer.counters.sent_by_type.count_head(&head, frame.len());
         out.push(frame.freeze());
         Ok(())
     }
@@ -201,7 +202,7 @@ impl Writer {
     fn push_head(&self, head: &Head<'_>, out: &mut Vec<Bytes>) -> Result<(), LinkError> {
         let mut frame = BytesMut::new();
         encode_head(head, 0, &mut frame)?;
-        self.peer.counters.sent_by_type.count_head(head);
+        self.peer.counters.sent_by_type.count_head(head, frame.len());
         out.push(frame.freeze());
         Ok(())
     }

@@ -9,6 +9,7 @@ use crate::core::members::{Member, MemberState};
 use crate::core::watchdog::Watched;
 use crate::gossip::discovery::DiscoveryState;
 use crate::hub::Hub;
+use crate::hub::guests::GuestState;
 use crate::hub::peer::PeerQueue;
 use crate::node::Node;
 
@@ -24,6 +25,9 @@ impl Report {
         let mut links: Vec<LinkReport> =
             hub.peers().iter().map(|peer| LinkReport::new(hub, peer, now_ms)).collect();
         links.sort_by(|a, b| (&a.peer, a.incarnation).cmp(&(&b.peer, b.incarnation)));
+        let mut emitters: Vec<EmitterReport> =
+            hub.guests.list().iter().map(|guest| EmitterReport::new(guest, now_ms)).collect();
+        emitters.sort_by(|a, b| (&a.id, a.incarnation).cmp(&(&b.id, b.incarnation)));
         let ((receive, send), digest) = (node.udp_buffers(), node.gossip_digest());
         Self {
             schema_version: SCHEMA_VERSION,
@@ -36,6 +40,7 @@ impl Report {
             members,
             counters: CounterReport::new(hub, &links),
             links,
+            emitters,
             interest: InterestReport::new(hub),
             discovery: node.discovery().into_iter().map(DiscoveryReport::new).collect(),
             gossip: GossipReport { digest_nodes: digest.nodes as u64, digest_bytes: digest.bytes as u64 },
@@ -131,6 +136,22 @@ impl LinkReport {
     }
 }
 
+impl EmitterReport {
+    fn new(guest: &GuestState, now_ms: u64) -> Self {
+        let GuestState { queue, came_ms, linked } = guest;
+        Self {
+            id: queue.id.to_string(),
+            incarnation: queue.incarnation.0,
+            address: queue.link().map(|(_, addr)| addr.to_string()),
+            linked: *linked,
+            since_ms_ago: now_ms.saturating_sub(*came_ms),
+            frames_received: get(&queue.counters.frames_received),
+            volatile_received: get(&queue.counters.volatile_received),
+            bytes_received: get(&queue.counters.bytes_received),
+        }
+    }
+}
+
 impl InterestReport {
     fn new(hub: &Hub) -> Self {
         let peers = hub.routes.peers();
@@ -188,6 +209,8 @@ impl CounterReport {
             violations: get(&counters.violations),
             refused_busy: get(&counters.refused_busy),
             refused: get(&counters.refused),
+            refusals_unlogged: get(&counters.refusals_unlogged),
+            status_refused: get(&counters.status_refused),
             dials_failed: get(&counters.dials_failed),
             gossip_drops: get(&counters.gossip_drops),
             stalls: get(&counters.stalls),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -11,9 +12,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
-use super::{Report, scrape};
+use super::{Report, listen, scrape};
 use crate::hub::lock;
 use crate::node::Node;
 
@@ -26,6 +27,14 @@ pub struct StatusConfig {
     /// addresses of all nodes, and nothing asks who is there. Set it where the network keeps strangers out, for example
     /// for the probes of Kubernetes.
     pub allow_non_loopback: bool,
+    /// The most connections at the same time; one more is closed at once and counted. Default is 64, the least is 1. Cost:
+    /// up to about 50 KiB each, and the answers that are not read yet.
+    pub max_connections: usize,
+    /// How long the head of a request may take, from the connection or from the answer before on; so long a connection may be
+    /// idle. Default is 10 s. Answers are not bounded by it.
+    pub request_timeout: Duration,
+    /// How long the other side may take nothing of an answer that waits. Default is 10 s.
+    pub write_timeout: Duration,
 }
 
 impl StatusConfig {
@@ -37,18 +46,24 @@ impl StatusConfig {
 
 impl From<SocketAddr> for StatusConfig {
     fn from(addr: SocketAddr) -> Self {
-        Self { addr, allow_non_loopback: false }
+        Self {
+            addr,
+            allow_non_loopback: false,
+            max_connections: 64,
+            request_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(10),
+        }
     }
 }
 
-/// A running status endpoint. Dropping it closes the listener, and with the answer under way each connection; it keeps
-/// no clone of the node then.
+/// A running status endpoint. Dropping it closes the listener, and each connection with the answer under way, after 5 s at
+/// the latest; it keeps no clone of the node then.
 #[must_use = "the endpoint stops when this is dropped"]
 pub struct StatusServer {
     addr: SocketAddr,
     source: Source,
     /// Dropped to stop the server.
-    _running: oneshot::Sender<()>,
+    _running: watch::Sender<()>,
 }
 
 /// The node that is reported, until the server goes: a connection that hangs must not keep the node running.
@@ -81,7 +96,8 @@ impl fmt::Debug for StatusServer {
 /// `PermissionDenied` when the address is not loopback and that was not allowed, else what binding says. Nothing is left
 /// running then.
 pub async fn serve(node: &Node, config: impl Into<StatusConfig>) -> io::Result<StatusServer> {
-    let StatusConfig { addr, allow_non_loopback } = config.into();
+    let config = config.into();
+    let StatusConfig { addr, allow_non_loopback, .. } = config;
     if !allow_non_loopback && !addr.ip().to_canonical().is_loopback() {
         let message = format!(
             "refusing to serve the status on {addr}: it is not loopback and everyone who reaches it can read it; \
@@ -91,25 +107,15 @@ pub async fn serve(node: &Node, config: impl Into<StatusConfig>) -> io::Result<S
     }
     let listener = TcpListener::bind(addr).await?;
     let addr = listener.local_addr()?;
-    let (running, stopped) = oneshot::channel::<()>();
-    let stopped = async {
-        // Nothing is ever sent: this ends when the sender is dropped.
-        let _ = stopped.await;
-    };
+    let (running, stopped) = watch::channel(());
     let source: Source = Arc::new(Mutex::new(Some(node.clone())));
-    let server = axum::serve(listener, routes(&source)).with_graceful_shutdown(stopped);
-    let id = node.id().clone();
-    tracing::info!(node = %id, %addr, "the status endpoint listens");
-    tokio::spawn(async move {
-        if let Err(error) = server.await {
-            tracing::warn!(node = %id, %error, "the status endpoint ended");
-        }
-    });
+    tracing::info!(node = %node.id(), %addr, "the status endpoint listens");
+    tokio::spawn(listen::run(listener, routes(&source), config, Arc::clone(node.hub()), stopped));
     Ok(StatusServer { addr, source, _running: running })
 }
 
-/// The routes `/status`, `/metrics`, `/startupz`, `/livez` and `/readyz`, to mount in a server of your own. It holds a clone of `node`, which
-/// does not stop by itself while the router lives.
+/// The routes `/status`, `/metrics`, `/startupz`, `/livez` and `/readyz`, to mount in a server of your own, which then sets the limits
+/// of its connections. It holds a clone of `node`, which does not stop by itself while the router lives.
 pub fn router(node: &Node) -> Router {
     routes(&Arc::new(Mutex::new(Some(node.clone()))))
 }

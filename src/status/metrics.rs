@@ -51,6 +51,9 @@ metrics! {
     PART_QUIET = Gauge "roomcast_part_quiet_seconds" ["part"] "How long a part of the node has not run";
     MAILBOX = Gauge "roomcast_actor_mailbox_messages" ["actor"] "Messages that an actor has not handled yet";
 
+    STATUS_CONNECTIONS = Gauge "roomcast_status_connections" [] "Connections to the status endpoint";
+    STATUS_REFUSED = Counter "roomcast_status_connections_refused_total" [] "Connections to the status endpoint that were one too many";
+
     // Members.
     MEMBERS = Gauge "roomcast_members" ["state"] "Members of the cluster as this node sees them, itself included";
     MEMBER_CHANGES = Counter "roomcast_member_changes_total" ["change"] "Changes in the list of members";
@@ -72,10 +75,12 @@ metrics! {
     STALLS = Counter "roomcast_link_stalls_total" [] "Links that stood, got nothing done and were replaced";
     DIALS = Counter "roomcast_dials_total" ["result"] "Dials that ended, by what came of them";
     REFUSED = Counter "roomcast_incoming_refused_total" ["reason"] "Incoming connections that were not used";
+    REFUSALS_UNLOGGED = Counter "roomcast_refusals_unlogged_total" [] "Refusals for a new reason that were not logged because too many were";
     VIOLATIONS = Counter "roomcast_violations_total" [] "Links refused or ended for a protocol violation";
     STREAM_BYTES = Counter "roomcast_stream_bytes_total" ["peer", "direction"] "Bytes of the data stream, all frames";
     INTEREST_BYTES = Counter "roomcast_interest_sent_bytes_total" ["peer"] "Of the bytes sent, those that say which rooms are here";
     FRAMES = Counter "roomcast_frames_total" ["peer", "direction", "type"] "Frames of the data stream, by type; repeated ones are not counted again";
+    FRAME_BYTES = Counter "roomcast_frame_bytes_total" ["peer", "direction", "type"] "Bytes of these frames, with their heads";
     VOLATILE = Counter "roomcast_volatile_frames_total" ["peer", "direction"] "Volatile messages, which go beside the data stream";
     DUPLICATES = Counter "roomcast_duplicate_frames_total" ["peer"] "Frames that came again after a break and were left out";
 

@@ -9,6 +9,8 @@ pub(crate) mod fuzz;
 #[cfg(feature = "status")]
 mod http;
 #[cfg(feature = "status")]
+mod listen;
+#[cfg(feature = "status")]
 mod metrics;
 mod report;
 #[cfg(feature = "status")]
@@ -17,6 +19,6 @@ mod scrape;
 #[cfg(feature = "status")]
 pub use http::{StatusConfig, StatusServer, router, serve};
 pub use report::{
-    CounterReport, DiscoveryReport, DropReport, GossipReport, InterestReport, LinkReport, MemberReport,
-    NodeReport, PartReport, Report, RequestReport, SCHEMA_VERSION, UdpReport,
+    CounterReport, DiscoveryReport, DropReport, EmitterReport, GossipReport, InterestReport, LinkReport,
+    MemberReport, NodeReport, PartReport, Report, RequestReport, SCHEMA_VERSION, UdpReport,
 };

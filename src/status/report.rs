@@ -33,6 +33,11 @@ pub struct Report {
     pub members: Vec<MemberReport>,
     /// What this node keeps for each peer, whether or not its link is up, ordered by id.
     pub links: Vec<LinkReport>,
+    /// The emitters that are linked to this node, or were within
+    /// [`resume_window`](crate::config::LinkConfig::resume_window): at most
+    /// [`max_emitters`](crate::config::LinkConfig::max_emitters), ordered by id. Empty from a node that is too old to say.
+    #[serde(default)]
+    pub emitters: Vec<EmitterReport>,
     /// What is known of rooms.
     pub interest: InterestReport,
     /// How other nodes are looked for, one for each seed.
@@ -168,6 +173,28 @@ pub struct LinkReport {
     pub drops: DropReport,
 }
 
+/// What this node keeps for one emitter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct EmitterReport {
+    /// The name that it has made up for itself.
+    pub id: String,
+    /// Its run.
+    pub incarnation: u64,
+    /// The UDP address at the other end; none while there is no link.
+    pub address: Option<String>,
+    /// Whether a link to it stands.
+    pub linked: bool,
+    /// How long ago it came first, in milliseconds.
+    pub since_ms_ago: u64,
+    /// New frames from it, without volatile ones.
+    pub frames_received: u64,
+    /// Volatile frames from it.
+    pub volatile_received: u64,
+    /// Bytes read from the link's data stream, frames of every kind.
+    pub bytes_received: u64,
+}
+
 /// Frames that were not queued, or not kept until the peer had them, by reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -286,6 +313,13 @@ pub struct CounterReport {
     pub refused_busy: u64,
     /// Incoming connections that were refused for another reason, for example a wrong cluster.
     pub refused: u64,
+    /// Refusals, in either direction, whose reason was new and was not logged because too many were. 0 from a node that is
+    /// too old to say, as the next one.
+    #[serde(default)]
+    pub refusals_unlogged: u64,
+    /// Connections to the status endpoint that were closed at once as too many.
+    #[serde(default)]
+    pub status_refused: u64,
     /// Dials that did not end in a link.
     pub dials_failed: u64,
     /// Gossip messages that were dropped because too many were under way.

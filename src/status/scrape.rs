@@ -221,6 +221,9 @@ impl Page {
         for (metric, counter) in [
             (&m::STALLS, &counters.stalls),
             (&m::VIOLATIONS, &counters.violations),
+            (&m::REFUSALS_UNLOGGED, &counters.refusals_unlogged),
+            (&m::STATUS_CONNECTIONS, &counters.status_connections),
+            (&m::STATUS_REFUSED, &counters.status_refused),
             (&m::DROPS, &counters.drops),
             (&m::INTEREST_REPAIRS, &counters.interest_repairs),
             (&m::DELIVERED, &counters.delivered),
@@ -280,7 +283,9 @@ impl Page {
             self.add_count(&m::VOLATILE, &[id, direction], volatile);
             self.add_count(&m::PEER_GAP_FRAMES, &[id, direction], gap);
             for (name, firsts) in FrameCounts::NAMES {
-                self.add_number(&m::FRAMES, &[id, direction, name], frames.of(firsts));
+                let (frames, bytes) = frames.of(firsts);
+                self.add_number(&m::FRAMES, &[id, direction, name], frames);
+                self.add_number(&m::FRAME_BYTES, &[id, direction, name], bytes);
             }
         }
         self.add_count(&m::INTEREST_BYTES, &[id], &counters.interest_bytes_sent);

@@ -72,6 +72,10 @@ async fn what_is_emitted_reaches_members_of_all_nodes_once() {
     assert!(nodes.iter().all(|node| node.members().len() == 3 && node.report().links.len() == 2));
     // A second dial that came too late may be at another node for a moment.
     eventually("it is at one node", || nodes.iter().map(|node| node.emitters()).sum::<usize>() == 1).await;
+    let listed: Vec<_> = nodes.iter().flat_map(|node| node.report().emitters).collect();
+    let [shown] = &listed[..] else { panic!("{listed:?}") };
+    assert!(shown.linked && shown.address.is_some() && shown.bytes_received > 102, "{shown:?}");
+    assert!(shown.frames_received == 102 && shown.volatile_received > 0, "{shown:?}");
     emitter.close().await.unwrap();
     assert_eq!(emitter.state(), EmitterState::Closed);
     assert_eq!(chat.emit_bytes(stamp("e", 104)), Err(EmitterError::Closed));
@@ -358,7 +362,7 @@ async fn limits_are_errors_that_say_so() {
         builder(&setup, &nodes).config(config).socket(Arc::clone(&gate) as Arc<_>).connect().await.unwrap();
     let error = builder(&setup, &nodes).connect().await.unwrap_err();
     assert!(matches!(&error, ConnectError::Refused(text) if text.contains("max_emitters")), "{error}");
-    assert_eq!(nodes[0].emitters(), 1);
+    assert_eq!((nodes[0].emitters(), nodes[0].report().emitters.len()), (1, 1));
 
     let chat = || first.of("/chat");
     assert!(matches!(chat().emit_bytes(vec![0; 6_000]), Err(EmitterError::TooLarge { limit: 5_000, .. })));

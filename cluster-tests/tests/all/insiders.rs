@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use cluster_tests::logs::logged;
+use cluster_tests::logs::{self, logged};
 use cluster_tests::raw::{broadcast, frame, read};
 use cluster_tests::recorder::stamp_of;
 use cluster_tests::wait::soon;
@@ -202,6 +202,32 @@ async fn a_stale_run_is_refused() {
     peer.hello(&mut link).await;
     let answer = link.next().await.expect("the reason is sent");
     assert!(matches!(read(&answer), Head::Refused(refusal) if refusal.kind == RefusalKind::Own));
+    scene.unharmed().await;
+}
+
+/// Each refusal has another reason, and few of them are logged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_for_ever_new_reasons_does_not_fill_the_log() {
+    const TRIES: u64 = 40;
+    let mut scene = Scene::new("talkers").await;
+    let mut peer = scene.peer();
+    let begun = tokio::time::Instant::now();
+    for number in 0..TRIES {
+        peer.cluster = format!("other-{number}");
+        let mut link = peer.open(scene.nodes[0].addr()).await;
+        peer.hello(&mut link).await;
+        let answer = link.next().await.expect("the reason is sent");
+        let name = peer.cluster.as_str();
+        assert!(matches!(read(&answer), Head::Refused(refusal) if refusal.text.contains(name)));
+        link.conn.close(0u32.into(), b"read the reason");
+    }
+    let node = &scene.nodes[0];
+    eventually("all are counted", || node.report().counters.refused == TRIES).await;
+    let counted = || node.report().counters.refusals_unlogged;
+    let lines = || logs::count(node.name(), &["incoming connection refused", "wrong cluster"]) as u64;
+    eventually("each is logged or counted", || lines() + counted() == TRIES).await;
+    let allowed = 8 + begun.elapsed().as_secs() / 10;
+    assert!((8..=allowed).contains(&lines()), "{} of {allowed}", lines());
     scene.unharmed().await;
 }
 

@@ -40,6 +40,7 @@ mod servers;
 mod settled;
 mod sim;
 mod sockets;
+mod srv;
 mod stalls;
 mod supply;
 mod trust;

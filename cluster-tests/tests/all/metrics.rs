@@ -156,6 +156,9 @@ async fn a_cluster_with_traffic_and_losses_shows_every_metric() {
     let page = scraped(&server, "traffic", |page| {
         page.sum("roomcast_frames_total", &[&near, "received", "broadcast"]) >= 100.0
             && page.sum("roomcast_delivery_latency_seconds_count", &[&near]) >= 1.0
+            // All that came over a link that never broke is of some type. Not at the moment at which more comes in.
+            && page.sum("roomcast_frame_bytes_total", &[&near, "direction=\"received\""])
+                == page.sum("roomcast_stream_bytes_total", &[&near, "direction=\"received\""])
     });
     let first = page.await;
     assert_eq!(first.sum("roomcast_members", &["live"]), 3.0);
@@ -166,6 +169,11 @@ async fn a_cluster_with_traffic_and_losses_shows_every_metric() {
     assert_eq!(first.sum("roomcast_emit_fanout_nodes_sum", &["rooms"]), 200.0);
     assert_eq!(first.sum("roomcast_frames_total", &[&far, "sent", "broadcast"]), 101.0);
     assert_eq!(first.sum("roomcast_frames_total", &[&far, "sent", "request"]), 1.0);
+    for (peer, direction) in [(&near, "direction=\"received\""), (&far, "direction=\"sent\"")] {
+        let bytes = first.sum("roomcast_frame_bytes_total", &[peer, direction, "broadcast"]);
+        let all = first.sum("roomcast_frame_bytes_total", &[peer, direction]);
+        assert!(bytes > 100.0 * stamp("b", 0).len() as f64 && bytes < all, "{}", first.text);
+    }
     assert_eq!(first.sum("roomcast_drops_total", &[]), 0.0);
     assert_eq!(first.sum("roomcast_requests_timed_out_total", &[]), 0.0);
     assert!(first.sum("roomcast_delivered_total", &[]) >= 100.0);
