@@ -136,6 +136,12 @@ MUTATIONS = [
     ),
     (TOP, lambda o: o.container["env"].remove(o.env("ROOMCAST_SECRET")), "either ROOMCAST_SECRET"),
     (TOP, lambda o: (o.env("ROOMCAST_SECRET").pop("valueFrom"), put(o.env("ROOMCAST_SECRET"), "value", "0f")), "come"),
+    (TOP, lambda o: o.env("ROOMCAST_ALSO_ACCEPT")["valueFrom"]["secretKeyRef"].pop("optional"), "that may lack it"),
+    (
+        "cert-manager",
+        lambda o: o.container["env"].append({"name": "ROOMCAST_ALSO_ACCEPT", "value": "0f"}),
+        "that may lack it",
+    ),
     ("cert-manager", lambda o: put(o.env("ROOMCAST_CLUSTER"), "value", "other"), "node.<cluster>.roomcast"),
     ("cert-manager", lambda o: o.spec("Certificate", NODE)["usages"].remove("client auth"), "for clients"),
     ("cert-manager", lambda o: put(o.spec("Certificate", NODE), "secretName", "x"), "nothing makes its secret"),

@@ -266,6 +266,9 @@ def secrets_stay_outside(view):
         yield "either ROOMCAST_SECRET or all three files of certificates have to be given"
     if secret and "secretKeyRef" not in secret.get("valueFrom", {}):
         yield "ROOMCAST_SECRET does not come from a Secret"
+    also = entries.get("ROOMCAST_ALSO_ACCEPT")
+    if also and (secret is None or not also.get("valueFrom", {}).get("secretKeyRef", {}).get("optional")):
+        yield "ROOMCAST_ALSO_ACCEPT does not come from a Secret beside ROOMCAST_SECRET that may lack it"
 
 
 def certificates_fit(view):
