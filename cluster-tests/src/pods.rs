@@ -157,7 +157,8 @@ fn serve(pod: &Pod, program: &Path, hosts: &Path, empty: &[&str]) -> Child {
         }
         said.push(line);
     }
-    panic!("the DNS server does not start: {said:?}")
+    let ended = server.kill().and_then(|()| server.wait());
+    panic!("the DNS server does not start, {ended:?}: {said:?}")
 }
 
 fn works<T>(result: std::io::Result<T>) -> T {
