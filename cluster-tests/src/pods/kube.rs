@@ -152,7 +152,7 @@ impl Kube {
         }
     }
 
-    /// Ends a pod as Kubernetes does: new clients go elsewhere, SIGTERM, SIGKILL after [`GRACE`]; then its address is
+    /// Ends a pod as Kubernetes does: new clients go elsewhere, SIGTERM, SIGKILL after `GRACE`; then its address is
     /// gone, and what is sent there gets no answer.
     ///
     /// # Panics
