@@ -1,4 +1,5 @@
-//! The status endpoint: HTTP, read only, without secrets. On loopback unless asked otherwise.
+//! The status endpoint: HTTP, read only, without secrets. On loopback unless asked otherwise. The dashboard is in
+//! `dashboard.rs`.
 
 use std::fmt;
 use std::io;
@@ -11,9 +12,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
-use super::{Report, scrape};
+use super::{Report, dashboard, scrape};
 use crate::hub::lock;
 use crate::node::Node;
 
@@ -49,10 +50,12 @@ pub struct StatusServer {
     source: Source,
     /// Dropped to stop the server.
     _running: oneshot::Sender<()>,
+    /// Dropped to end the streams of events.
+    _open: watch::Sender<()>,
 }
 
 /// The node that is reported, until the server goes: a connection that hangs must not keep the node running.
-type Source = Arc<Mutex<Option<Node>>>;
+pub(super) type Source = Arc<Mutex<Option<Node>>>;
 
 impl StatusServer {
     /// The address that it listens on, with the real port.
@@ -75,7 +78,7 @@ impl fmt::Debug for StatusServer {
     }
 }
 
-/// Serves the status of `node` until the result is dropped. Runs on the tokio runtime that this is called on.
+/// Serves the status of `node`, with the [dashboard](super::dashboard()) at `/`, until the result is dropped. Runs on the tokio runtime that this is called on.
 ///
 /// # Errors
 /// `PermissionDenied` when the address is not loopback and that was not allowed, else what binding says. Nothing is left
@@ -97,7 +100,9 @@ pub async fn serve(node: &Node, config: impl Into<StatusConfig>) -> io::Result<S
         let _ = stopped.await;
     };
     let source: Source = Arc::new(Mutex::new(Some(node.clone())));
-    let server = axum::serve(listener, routes(&source)).with_graceful_shutdown(stopped);
+    let (open, is_open) = watch::channel(());
+    let routes = routes(&source).merge(dashboard::routes(node, &source, is_open, None));
+    let server = axum::serve(listener, routes).with_graceful_shutdown(stopped);
     let id = node.id().clone();
     tracing::info!(node = %id, %addr, "the status endpoint listens");
     tokio::spawn(async move {
@@ -105,7 +110,7 @@ pub async fn serve(node: &Node, config: impl Into<StatusConfig>) -> io::Result<S
             tracing::warn!(node = %id, %error, "the status endpoint ended");
         }
     });
-    Ok(StatusServer { addr, source, _running: running })
+    Ok(StatusServer { addr, source, _running: running, _open: open })
 }
 
 /// The routes `/status`, `/metrics`, `/startupz`, `/livez` and `/readyz`, to mount in a server of your own. It holds a clone of `node`, which
@@ -124,7 +129,7 @@ fn routes(source: &Source) -> Router {
         .with_state(Arc::clone(source))
 }
 
-fn current(source: &Source) -> Option<Node> {
+pub(super) fn current(source: &Source) -> Option<Node> {
     lock(source).clone()
 }
 
@@ -132,14 +137,19 @@ fn unavailable(reason: impl Into<String>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, reason.into()).into_response()
 }
 
-fn stopped() -> Response {
+pub(super) fn stopped() -> Response {
     unavailable("the status endpoint is closed")
 }
 
 /// The whole [`Report`], indented for readers.
 async fn status(State(source): State<Source>) -> Response {
     let Some(node) = current(&source) else { return stopped() };
-    match serde_json::to_vec_pretty(&Report::collect(&node)) {
+    json(serde_json::to_vec_pretty(&Report::collect(&node)))
+}
+
+/// Fresh JSON.
+pub(super) fn json(encoded: serde_json::Result<Vec<u8>>) -> Response {
+    match encoded {
         Ok(mut json) => {
             json.push(b'\n');
             let headers = [
@@ -276,7 +286,7 @@ mod tests {
         .await
         .unwrap();
         assert!(ask(addr, "POST /status").await.0.starts_with("http/1.0 405"));
-        assert!(ask(addr, "GET /").await.0.starts_with("http/1.0 404"));
+        assert!(ask(addr, "GET /other").await.0.starts_with("http/1.0 404"));
 
         a.drain().await;
         let (head, body) = ask(addr, "GET /readyz").await;
