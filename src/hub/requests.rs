@@ -20,7 +20,7 @@ use crate::core::requests::TooManyRequests;
 use crate::core::routes::PeerMask;
 use crate::error::DropReason;
 use crate::hub::peer::{PeerQueue, PeerRole, count};
-use crate::hub::{Hub, Receipt, cluster_rooms, lock, summary};
+use crate::hub::{Hub, Receipt, cluster_rooms, lock};
 use crate::ids::{Namespace, NodeId, PeerSlot, RoomKey, Seq};
 
 use reply::ReplyTo;
@@ -245,9 +245,6 @@ impl Hub {
                 runtime.spawn(cluster_rooms::tell(Arc::clone(self), reply.clone()));
             }
             return;
-        }
-        if request.head.to.ns == summary::SUMMARY {
-            return self.answer_summary(reply);
         }
         let fronts = self.fronts_of(request.head.to.ns);
         if fronts.is_empty() {

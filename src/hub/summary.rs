@@ -1,21 +1,26 @@
 //! What a node says of itself to another one on which somebody looks at the dashboard: a few counts, and how its links are.
 //!
-//! A question like any other, in a pseudo namespace: a node that does not know it has no such namespace, and says so at
-//! once. The answer is JSON, so that later versions can add to it: a reader takes what it knows and 0 for what is missing.
+//! Question and answer are volatile broadcasts in a pseudo namespace: nothing is queued or counted for whoever looks, and none
+//! is missed in a gap when a node dies. A node that does not know the namespace drops the question, as any for a namespace
+//! that it does not have. The answer is JSON, so that later versions can add to it: a reader takes what it knows and 0 for what
+//! is missing.
 
 #[cfg(feature = "status")]
 pub(crate) mod ask;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use crate::core::frame::EndStatus;
-use crate::hub::requests::Reply;
+use crate::core::frame::{PayloadKind, encode_broadcast};
+use crate::hub::guests::VOLATILE;
+use crate::hub::peer::{PeerQueue, PeerRole};
+use crate::hub::requests::everyone;
 use crate::hub::{Hub, lock};
 
-/// The pseudo namespace of the question. Socket.IO paths begin with `/`, so it cannot clash.
+/// The pseudo namespace of question and answer. Socket.IO paths begin with `/`, so it cannot clash.
 pub(crate) const SUMMARY: &str = "!summary";
 /// How long an answer is given again, in milliseconds: whoever asks faster costs no more.
 const KEPT_MS: u64 = 250;
@@ -78,7 +83,7 @@ impl Hub {
         let depths = peers.iter().map(|peer| peer.depth());
         let (queue_frames, queue_bytes) =
             depths.fold((0, 0), |sum, (frames, bytes)| (sum.0 + frames, sum.1 + bytes as u64));
-        let link = |peer: &std::sync::Arc<super::peer::PeerQueue>| LinkSummary {
+        let link = |peer: &Arc<PeerQueue>| LinkSummary {
             peer: peer.id.to_string(),
             state: peer.state().name().to_owned(),
             round_trip_us: peer.link().map(|(time, _)| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
@@ -111,25 +116,43 @@ impl Hub {
         sum
     }
 
-    /// Answers the question, with what was answered a moment ago where there is that.
-    pub(super) fn answer_summary(&self, reply: &Reply) {
-        if !reply.is_wanted() {
-            return;
+    /// A question (no payload) or an answer of a peer. Whether it was one: else it is for others.
+    pub(super) fn summary_arrived(&self, from: &PeerQueue, ns: &str, payload: &Bytes) -> bool {
+        if ns != SUMMARY {
+            return false;
         }
+        // An emitter sees no cluster.
+        if from.role == PeerRole::Member {
+            if payload.is_empty() {
+                self.say_summary(from, self.summary_body());
+            } else {
+                #[cfg(feature = "status")]
+                self.note_summary(&from.id, payload);
+            }
+        }
+        true
+    }
+
+    /// The answer: the same one for a moment.
+    fn summary_body(&self) -> Bytes {
         let now_ms = self.now_ms();
         let kept = lock(&self.summary).clone();
-        let fresh = kept.filter(|(of_ms, _)| now_ms.saturating_sub(*of_ms) < KEPT_MS);
-        let body = match fresh {
-            Some((_, body)) => body,
-            None => {
-                let Ok(body) = serde_json::to_vec(&self.summary()) else {
-                    return reply.end_as(EndStatus::Failed);
-                };
-                let body = Bytes::from(body);
-                *lock(&self.summary) = Some((now_ms, body.clone()));
-                body
-            }
-        };
-        reply.answer_now(body);
+        if let Some((_, body)) = kept.filter(|(of_ms, _)| now_ms.saturating_sub(*of_ms) < KEPT_MS) {
+            return body;
+        }
+        // It is plain data, which can be written.
+        let body = Bytes::from(serde_json::to_vec(&self.summary()).unwrap_or_default());
+        *lock(&self.summary) = Some((now_ms, body.clone()));
+        body
+    }
+
+    /// Sends it now or not at all: who does not get it asks again.
+    fn say_summary(&self, peer: &PeerQueue, payload: Bytes) {
+        let mut head = everyone(SUMMARY, PayloadKind::Plain);
+        head.flags |= VOLATILE;
+        let mut encoded = BytesMut::new();
+        if encode_broadcast(&head, payload.len(), &mut encoded).is_ok() {
+            let _ = peer.send_volatile(&encoded, &payload);
+        }
     }
 }

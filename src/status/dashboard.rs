@@ -38,8 +38,7 @@ const SCRIPTS: [&str; 4] = [
 ];
 
 /// The dashboard of `node`: the page at `/`, and what it reads at `/cluster` and `/events`. [`serve`](super::serve) has it;
-/// this is to mount it in a server of your own, for example with `Router::nest("/cluster-of-mine", dashboard(&node))`. To be
-/// called in a tokio runtime.
+/// this is to mount it in a server of your own, for example with `Router::nest("/cluster-of-mine", dashboard(&node))`.
 ///
 /// Read only and without secrets, like the rest of the status: it shows names and addresses of all nodes and counts, no names
 /// of rooms, no clients, no messages. The router holds a clone of `node`, which does not stop by itself while it lives.

@@ -227,8 +227,7 @@ impl Asked {
         }
     }
 
-    /// Waits for nobody any more: who still owes an answer is missing for that reason, and is told.
-    pub(in crate::hub) fn give_up(&self, reason: MissingReason) {
+    pub(super) fn give_up(&self, reason: MissingReason) {
         let owing = lock(&self.hub.requests.pending).cancel(self.id);
         for slot in &owing {
             if *slot == PeerSlot::SELF {

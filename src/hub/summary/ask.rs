@@ -1,25 +1,19 @@
 //! Asking the others for their summaries, while somebody looks: at most once a second, whoever looks.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use smallvec::smallvec;
 
-use super::{SUMMARY, Summary};
-use crate::core::frame::{Op, PayloadKind, RequestHead};
+use super::Summary;
 use crate::core::link::LinkState;
-use crate::hub::requests::{Ask, MissingReason, Targets, everyone};
 use crate::hub::{Hub, lock};
 use crate::ids::NodeId;
 
 /// The shortest time between two rounds, in milliseconds.
 const INTERVAL_MS: u64 = 1_000;
-/// How long a round waits for answers: it is over before the next one begins.
-const PATIENCE: Duration = Duration::from_millis(900);
-/// How long a node is left alone that has not answered: its queue is not to fill with questions. In milliseconds.
-const QUIET_MS: u64 = 5_000;
+/// So many questions in a row may stay without an answer: it may have been dropped on the way.
+const MAX_MISSES: u32 = 2;
 /// The longest answer that is read, in bytes: 512 links with the longest names fit.
 const MAX_BODY_BYTES: usize = 96 * 1024;
 /// The longest text of an answer that is kept, in bytes: longer than any node id.
@@ -43,61 +37,21 @@ struct State {
 pub(crate) struct Said {
     /// The last answer, and when it came (the clock of [`Hub::now_ms`]).
     pub(crate) summary: Option<(u64, Arc<Summary>)>,
-    /// Why the last question was not answered; none when it was.
-    pub(crate) silent: Option<Silent>,
-    /// It is not asked before.
-    not_before_ms: u64,
+    /// It was asked and has not answered. Only then an answer is read: whoever sends more of them costs nothing.
+    awaited: bool,
+    /// Questions in a row without an answer.
+    misses: u32,
+    /// There was no link to ask it over.
+    away: bool,
 }
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Silent {
-    /// The node does not know the question, or its answer could not be read.
-    Unknown,
-    /// It did not answer.
-    Missing(MissingReason),
-}
-
-impl Hub {
-    /// What the others said last; begins a round of questions if the last one is long enough ago. Never waits. To be called
-    /// in a tokio runtime.
-    pub(crate) fn summaries(self: &Arc<Self>) -> HashMap<NodeId, Said> {
-        let now_ms = self.now_ms();
-        let peers = self.peers();
-        let mut state = lock(&self.summaries.state);
-        let due = state.begun_ms.is_none_or(|begun| now_ms.saturating_sub(begun) >= INTERVAL_MS);
-        if due {
-            state.begun_ms = Some(now_ms);
-            state.said.retain(|node, _| peers.iter().any(|peer| peer.id == *node));
-            let rests = |node: &NodeId| state.said.get(node).is_some_and(|said| said.not_before_ms > now_ms);
-            let nodes: Vec<NodeId> = peers
-                .iter()
-                .filter(|peer| peer.state() != LinkState::Down && !peer.is_dead() && !rests(&peer.id))
-                .map(|peer| peer.id.clone())
-                .collect();
-            if !nodes.is_empty() {
-                tokio::spawn(round(Arc::clone(self), nodes));
-            }
-        }
-        state.said.clone()
-    }
-
-    fn note_summary(&self, node: &NodeId, body: &[u8]) {
-        let (now_ms, summary) = (self.now_ms(), read(body));
-        let mut state = lock(&self.summaries.state);
-        let said = state.said.entry(node.clone()).or_default();
-        match summary {
-            Some(summary) => {
-                *said = Said::told(summary, now_ms);
-            }
-            None => said.be_silent(Silent::Unknown, now_ms),
-        }
-    }
-
-    fn note_silent(&self, node: &NodeId, why: Silent) {
-        let now_ms = self.now_ms();
-        lock(&self.summaries.state).said.entry(node.clone()).or_default().be_silent(why, now_ms);
-    }
+    /// There is no link to the node.
+    NoLink,
+    /// It was asked and does not answer.
+    NoAnswer,
 }
 
 impl Said {
@@ -106,46 +60,61 @@ impl Said {
         Self { summary: Some((now_ms, Arc::new(summary))), ..Self::default() }
     }
 
-    fn be_silent(&mut self, why: Silent, now_ms: u64) {
-        self.silent = Some(why);
-        self.not_before_ms = now_ms + QUIET_MS;
+    /// Why the last answer is missing or old; none when it is not.
+    pub(crate) fn silent(&self) -> Option<Silent> {
+        if self.away {
+            return Some(Silent::NoLink);
+        }
+        (self.misses >= MAX_MISSES).then_some(Silent::NoAnswer)
     }
 }
 
-/// Asks these nodes once.
-async fn round(hub: Arc<Hub>, nodes: Vec<NodeId>) {
-    let head = RequestHead {
-        id: 0,
-        op: Op::ServerEvent,
-        timeout_ms: 0,
-        credit: 1,
-        names: smallvec!["summary"],
-        to: everyone(SUMMARY, PayloadKind::Plain),
-    };
-    // Without a timeout of its own: it is no fault of a question to count when nobody may answer while a node is frozen.
-    let ask = Ask { targets: Targets::Nodes(&nodes), head, timeout: None, here: false };
-    // As many questions wait as may: those of the application go first.
-    let Ok(mut asked) = hub.ask(ask, &Bytes::new()) else { return };
-    let mut silent = asked.nodes();
-    let mut over = std::pin::pin!(tokio::time::sleep(PATIENCE));
-    let mut waits = true;
-    loop {
-        tokio::select! {
-            answer = asked.next() => {
-                let Some(answer) = answer else { break };
-                silent.retain(|node| *node != answer.node);
-                hub.note_summary(&answer.node, &answer.body);
+impl Hub {
+    /// What the others said last; asks them again if the last time is long enough ago. Never waits: what they answer is in what
+    /// the next call returns.
+    pub(crate) fn summaries(&self) -> HashMap<NodeId, Said> {
+        let (now_ms, peers) = (self.now_ms(), self.peers());
+        let mut asked = Vec::new();
+        let said = {
+            let mut state = lock(&self.summaries.state);
+            if state.begun_ms.is_none_or(|begun| now_ms.saturating_sub(begun) >= INTERVAL_MS) {
+                state.begun_ms = Some(now_ms);
+                state.said.retain(|node, _| peers.iter().any(|peer| peer.id == *node));
+                asked.extend(peers.iter().filter(|peer| peer.state() != LinkState::Down));
+                for peer in &peers {
+                    let said = state.said.entry(peer.id.clone()).or_default();
+                    said.away = !asked.iter().any(|asked| asked.id == peer.id);
+                }
+                // Each node once, also where two runs of it are held for a moment.
+                let mut ids: Vec<&NodeId> = asked.iter().map(|peer| &peer.id).collect();
+                ids.sort_unstable();
+                ids.dedup();
+                for id in ids {
+                    let said = state.said.entry(id.clone()).or_default();
+                    said.misses += u32::from(said.awaited);
+                    said.awaited = true;
+                }
             }
-            () = &mut over, if waits => {
-                waits = false;
-                asked.give_up(MissingReason::TimedOut);
-            }
-        }
+            state.said.clone()
+        };
+        asked.iter().for_each(|peer| self.say_summary(peer, Bytes::new()));
+        said
     }
-    let missing = asked.missing();
-    for node in silent {
-        let reason = missing.iter().find(|missing| missing.node == node).map(|missing| missing.reason);
-        hub.note_silent(&node, reason.map_or(Silent::Unknown, Silent::Missing));
+
+    /// An answer of a node.
+    pub(super) fn note_summary(&self, node: &NodeId, body: &[u8]) {
+        let take = |said: &mut Said| std::mem::take(&mut said.awaited);
+        if !lock(&self.summaries.state).said.get_mut(node).is_some_and(take) {
+            return;
+        }
+        let (summary, now_ms) = (read(body), self.now_ms());
+        let mut state = lock(&self.summaries.state);
+        let Some(said) = state.said.get_mut(node) else { return };
+        match summary {
+            Some(summary) => *said = Said::told(summary, now_ms),
+            // What cannot be read is no answer.
+            None => said.misses += 1,
+        }
     }
 }
 

@@ -51,7 +51,7 @@ function show() {
   if (!nodes.some(node => node.id === chosen)) chosen = view.node;
   write($("cluster"), view.cluster);
   write($("self"), view.node);
-  write($("version"), `(version ${view.version})`);
+  write($("version"), `\u2013 version ${view.version}, ${view.draining ? "leaving" : view.ready ? "ready for clients" : "not ready"}`);
   document.title = `${view.cluster} as ${view.node} sees it \u2013 roomcast`;
   notices();
   const links = linksOf(view);
@@ -105,12 +105,12 @@ function tiles(links) {
   const shown = [
     ["Live nodes", `${live} of ${nodes.length}`, words(other), live < nodes.length],
     ["Links up", `${states.up} of ${pairs}`, words(Object.entries(states).slice(1)), states.up < pairs],
-    ["Clients", number(sum(said => said.clients)), without],
-    ["Rooms", number(sum(said => said.rooms)), without || "counted on each node"],
-    ["Waiting in queues", bytes(sum(said => said.queue_bytes)), count(sum(said => said.queue_frames), "frame")],
-    ["Dropped", number(drops), "frames since start", drops > 0],
-    ["Lost in gaps", number(lost), "frames since start", lost > 0],
-    ["This node", rate(), view.ready ? "ready for clients" : "not ready", !view.ready],
+    ["Clients", number(sum(said => said.clients)), without || "on all nodes"],
+    ["Rooms", number(sum(said => said.rooms)), without || "sum over nodes"],
+    ["In queues", bytes(sum(said => said.queue_bytes)), count(sum(said => said.queue_frames), "frame")],
+    ["Dropped", number(drops), "frames, since start", drops > 0],
+    ["Lost in gaps", number(lost), "frames, since start", lost > 0],
+    ["Messages out / in", rate(), "a second, this node"],
   ];
   const list = $("tiles");
   if (!list.children.length) {
@@ -132,7 +132,7 @@ function rate() {
     const text = before ? `${number(per(view.emits, before.emits))} / ${number(per(view.delivered, before.delivered))}` : "0 / 0";
     before = { at: now, node: view.node, emits: view.emits, delivered: view.delivered, text };
   }
-  return `${before.text} msg/s`;
+  return before.text;
 }
 
 // Events: newest first. While paused they wait.
@@ -147,7 +147,7 @@ function listen() {
     opened = Date.now();
     eventsState("");
     // What was before is not read out.
-    setTimeout(() => { if (!paused) $("events").ariaLive = "polite"; }, 1500);
+    setTimeout(() => { if (!paused) $("log").ariaLive = "polite"; }, 1500);
   };
   source.onerror = () => {
     eventsState("no connection: trying again");
@@ -188,7 +188,7 @@ function happened(event, fresh) {
 $("pause").onclick = () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", paused);
-  $("events").ariaLive = paused ? "off" : "polite";
+  $("log").ariaLive = paused ? "off" : "polite";
   if (!paused) for (const event of waiting.splice(0)) happened(event, false);
   eventsState("");
 };

@@ -60,6 +60,19 @@ function shape(state, x, y, r) {
   }
 }
 
+// Two nodes lie beside each other; others begin at the top. A few of them fill the height, whatever their number.
+function circle(count, width, height, rx, ry) {
+  const start = count === 2 ? Math.PI : -Math.PI / 2;
+  const angles = Array.from({ length: count }, (_, at) => start + 2 * Math.PI * at / count);
+  const sines = angles.map(Math.sin);
+  const [top, bottom] = count > 2 && count < MANY ? [Math.min(...sines), Math.max(...sines)] : [-1, 1];
+  const middle = (top + bottom) / 2, stretch = 2 / (bottom - top);
+  const size = count === 1 ? 0 : 1;
+  return angles.map((angle, at) => ({
+    angle, x: width / 2 + size * rx * Math.cos(angle), y: height / 2 + size * ry * (sines[at] - middle) * stretch,
+  }));
+}
+
 class Picture {
   constructor(box, choose) {
     this.box = box;
@@ -84,15 +97,9 @@ class Picture {
     const narrow = width < 480;
     const height = Math.round(many ? Math.min(width, 700) : Math.min(Math.max(width * .62, 300), 460));
     const space = many ? (narrow ? 74 : 118) : 52;
-    const [rx, ry] = many
-      ? [Math.min(width, height) / 2 - space, Math.min(width, height) / 2 - space]
-      : [Math.min(width / 2 - (narrow ? 70 : 120), height), height / 2 - space];
+    const side = many ? Math.min(width, height) / 2 - space : Math.min(width / 2 - (narrow ? 70 : 120), height);
     const names = shortNames(nodes, many ? (narrow ? 9 : 12) : narrow ? 12 : 20);
-    const places = nodes.map((node, at) => {
-      const angle = 2 * Math.PI * at / nodes.length - Math.PI / 2;
-      const alone = nodes.length === 1 ? 0 : 1;
-      return { angle, x: width / 2 + alone * rx * Math.cos(angle), y: height / 2 + alone * ry * Math.sin(angle) };
-    });
+    const places = circle(nodes.length, width, height, side, many ? side : height / 2 - space);
     const chosen = Math.max(0, nodes.findIndex(node => node.id === this.chosen));
     const links = linksOf(view);
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": describe(view, links, chosen),
@@ -122,8 +129,12 @@ class Picture {
           const { x, y } = middle(from, to, .5);
           cuts.push(svg("path", { class: "cut", d: `M${x - 5} ${y - 5}l10 10m0 -10l-10 10` }));
         } else if (mine && nodes.length <= FEW && nodes.length > 1) {
-          const { x, y } = middle(from, to, .55);
-          times.push(svg("text", { class: "time", x, y: y + 4, "text-anchor": "middle" }, roundTrip(link[1])));
+          const { x, y } = middle(from, to, .5);
+          // As the chosen node measures it.
+          const time = roundTrip(links.from(chosen).get(i === chosen ? j : i)?.[1] ?? link[1]);
+          const half = 4 + 3.4 * time.length;
+          times.push(svg("rect", { class: "plate", x: x - half, y: y - 9, width: 2 * half, height: 18, rx: 4 }),
+            svg("text", { class: "time", x, y: y + 4, "text-anchor": "middle" }, time));
         }
       }
     }
@@ -143,7 +154,7 @@ class Picture {
     if (many) {
       const left = Math.cos(angle) < -1e-9;
       const turn = angle * 180 / Math.PI + (left ? 180 : 0);
-      const time = link && link[0] !== "down" && !narrow ? roundTrip(link[1]) : "";
+      const time = link && link[0] !== "down" && !narrow ? roundTrip(links.from(chosen).get(at)?.[1] ?? link[1]) : "";
       label.append(time ? svg("tspan", { class: "sub", dx: 5, fill: "var(--soft)" }, time) : "");
       const out = left ? -13 : 13;
       label.setAttribute("transform", `translate(${x.toFixed(1)} ${y.toFixed(1)}) rotate(${turn.toFixed(2)})`);
@@ -157,7 +168,8 @@ class Picture {
     const side = Math.abs(cos) < .35 ? "middle" : cos < 0 ? "end" : "start";
     const tx = side === "middle" ? x : x + Math.sign(cos) * 22;
     const ty = side === "middle" ? (sin < 0 ? y - 38 : y + 32) : y - 2;
-    const sub = node.state !== "live" ? node.state : node.said ? count(node.said.clients, "client") : "";
+    const sub = [node.id === this.view.node ? "this node" : "",
+      node.state !== "live" ? node.state : node.said ? count(node.said.clients, "client") : ""].filter(Boolean).join(", ");
     label.setAttribute("x", Math.min(Math.max(tx, 4), width - 4));
     label.setAttribute("y", ty);
     label.setAttribute("text-anchor", side);

@@ -71,7 +71,7 @@ function memberTable(choose) {
       row.said ? number(row.said.rooms) : row.link?.rooms ? [number(row.link.rooms), "advertised"] : none },
     { name: "Queued", number: true, cell: said(it => [bytes(it.queue_bytes), count(it.queue_frames, "frame")]) },
     { name: "Drops", number: true, cell: (row, cell) => row.said ? trouble(cell, row.said.drops) : none },
-    { name: "Lost to / from others", number: true, cell: (row, cell) => row.said
+    { name: "Lost to / from", number: true, cell: (row, cell) => row.said
       ? trouble(cell, row.said.gaps_sent + row.said.gaps_received, `${number(row.said.gaps_sent)} / ${number(row.said.gaps_received)}`)
       : none },
     { name: "Heard", number: true, cell: row =>

@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -7,7 +8,6 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::{Instant, timeout};
 
 use super::*;
-use crate::hub::numbers::FrameCounts;
 use crate::quic::tls::ClusterSecret;
 use crate::status::serve;
 
@@ -163,8 +163,7 @@ async fn others_are_asked_once_a_second_whoever_looks_and_not_when_nobody_does()
     let server = serve(&a, loopback()).await.unwrap();
     let asked = || {
         let peer = b.hub().peers().into_iter().find(|peer| peer.id == *a.id());
-        let (_, requests) = FrameCounts::NAMES.into_iter().find(|(name, _)| *name == "request").unwrap();
-        peer.map_or(0, |peer| peer.counters.received_by_type.of(requests))
+        peer.map_or(0, |peer| peer.counters.volatile_received.load(Ordering::Relaxed))
     };
     assert_eq!(asked(), 0);
     until(server.local_addr(), "b has told of itself", |view| !view["nodes"][1]["said"].is_null()).await;
@@ -174,6 +173,9 @@ async fn others_are_asked_once_a_second_whoever_looks_and_not_when_nobody_does()
     }
     let rounds = (a.hub().now_ms() - begun) / 1000 + 1;
     assert!(asked() - before <= rounds, "{} in {rounds} s", asked() - before);
+    // Nothing is queued, numbered or missed for it.
+    let queued: Vec<_> = a.hub().peers().iter().map(|peer| peer.last()).collect();
+    assert_eq!(queued, [crate::ids::Seq(0)]);
     b.stop().await;
     a.stop().await;
 }

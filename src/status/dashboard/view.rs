@@ -40,7 +40,7 @@ struct NodeView {
     /// What it says of itself; none when it has not said anything.
     said: Option<SaidView>,
     /// Why what it said is missing or old; none when it answered the last time it was asked.
-    silent: Option<String>,
+    silent: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,7 +77,7 @@ struct SaidView {
 }
 
 impl View {
-    /// What there is to see now. Begins to ask the others, whose answers come later. To be called in a tokio runtime.
+    /// What there is to see now. Asks the others, whose answers come later.
     pub(super) fn collect(node: &Node) -> Self {
         let hub = node.hub();
         let (report, mut others) = (Report::collect(node), hub.summaries());
@@ -111,9 +111,9 @@ impl View {
 impl NodeView {
     fn new(member: &MemberReport, links: &[LinkReport], said: Option<&Said>, ids: &[&str], now_ms: u64) -> Self {
         let run = |link: &&LinkReport| link.peer == member.id && link.incarnation == member.incarnation;
-        let silent = said.and_then(|said| said.silent).map(|why| match why {
-            Silent::Unknown => "it does not tell, perhaps because its version is older".to_owned(),
-            Silent::Missing(reason) => format!("no answer: {reason}"),
+        let silent = said.and_then(Said::silent).map(|why| match why {
+            Silent::NoLink => "no link",
+            Silent::NoAnswer => "no answer",
         });
         // What an earlier run said is not true of this one.
         let summary = said.and_then(|said| said.summary.as_ref());
