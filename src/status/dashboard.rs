@@ -57,7 +57,13 @@ pub(super) fn routes(
 ) -> Router {
     let log = Log::new(node.incarnation().0);
     log.record(node);
-    let board = Board { source: Arc::clone(source), log, places: Arc::new(Semaphore::new(MAX_STREAMS)), open, _kept: kept };
+    let board = Board {
+        source: Arc::clone(source),
+        log,
+        places: Arc::new(Semaphore::new(MAX_STREAMS)),
+        open,
+        _kept: kept,
+    };
     Router::new()
         .route("/", get(page))
         .route("/cluster", get(cluster))
@@ -131,7 +137,8 @@ async fn happenings(State(board): State<Arc<Board>>, uri: Uri, headers: HeaderMa
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let last = last.or_else(|| uri.query()?.strip_prefix("after="));
     let after = board.log.position(last);
-    let streams = Streams { log: Arc::clone(&board.log), open: board.open.clone(), stopped: Box::pin(node.stopped()) };
+    let streams =
+        Streams { log: Arc::clone(&board.log), open: board.open.clone(), stopped: Box::pin(node.stopped()) };
     let events = streams.start(after, place);
     let headers = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
     (headers, Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("alive"))).into_response()

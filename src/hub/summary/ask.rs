@@ -141,7 +141,12 @@ mod tests {
     #[test]
     fn a_summary_is_read_as_it_was_written_and_more_or_less_than_that() {
         let link = LinkSummary { peer: "b".into(), state: "up".into(), round_trip_us: Some(7) };
-        let summary = Summary { incarnation: 1 << 60, version: "1.2.3".into(), links: vec![link], ..Summary::default() };
+        let summary = Summary {
+            incarnation: 1 << 60,
+            version: "1.2.3".into(),
+            links: vec![link],
+            ..Summary::default()
+        };
         let body = serde_json::to_vec(&summary).unwrap();
         assert_eq!(read(&body), Some(summary));
         let other = read(br#"{"clients": 3, "links": [{"peer": "c"}], "later": {"x": [1]}}"#).unwrap();
@@ -164,7 +169,8 @@ mod tests {
 
     #[test]
     fn the_largest_summary_fits() {
-        let link = LinkSummary { peer: "n".repeat(63), state: "syncing".into(), round_trip_us: Some(u64::MAX) };
+        let link =
+            LinkSummary { peer: "n".repeat(63), state: "syncing".into(), round_trip_us: Some(u64::MAX) };
         let all = Summary { links: vec![link; super::super::MAX_LINKS], ..Summary::default() };
         assert!(serde_json::to_vec(&all).unwrap().len() < MAX_BODY_BYTES);
     }

@@ -131,7 +131,8 @@ impl<'e> Happened<'e> {
             outgoing: None,
         };
         match event {
-            Event::MemberJoined { id, incarnation, addr } | Event::MemberRestarted { id, incarnation, addr } => {
+            Event::MemberJoined { id, incarnation, addr }
+            | Event::MemberRestarted { id, incarnation, addr } => {
                 let joined = matches!(event, Event::MemberJoined { .. });
                 said.kind = if joined { "joined" } else { "restarted" };
                 (said.node, said.address) = (Some(id.as_str()), Some(addr.to_string()));
@@ -202,7 +203,8 @@ impl Streams {
 
 async fn feed(log: &Log, mut after: u64, out: &mpsc::Sender<Sent>) {
     let mut newest = log.newest.subscribe();
-    let send = async |event: Sent| matches!(tokio::time::timeout(PATIENCE, out.send(event)).await, Ok(Ok(())));
+    let send =
+        async |event: Sent| matches!(tokio::time::timeout(PATIENCE, out.send(event)).await, Ok(Ok(())));
     if !send(Sent::default().retry(RETRY).comment("roomcast")).await {
         return;
     }
@@ -254,7 +256,8 @@ mod tests {
     }
 
     fn numbers(batch: &Batch) -> Vec<u64> {
-        let number = |text: &Arc<str>| serde_json::from_str::<serde_json::Value>(text).unwrap()["frames"].as_u64();
+        let number =
+            |text: &Arc<str>| serde_json::from_str::<serde_json::Value>(text).unwrap()["frames"].as_u64();
         batch.events.iter().filter_map(number).collect()
     }
 

@@ -67,12 +67,19 @@ impl Reader {
 fn value(addr: SocketAddr) -> impl Future<Output = serde_json::Value> {
     async move {
         let (head, body) = ask(addr, "GET /cluster").await;
-        assert!(head.contains("200") && head.contains("application/json") && head.contains("no-store"), "{head}");
+        assert!(
+            head.contains("200") && head.contains("application/json") && head.contains("no-store"),
+            "{head}"
+        );
         serde_json::from_str(&body).unwrap()
     }
 }
 
-async fn until(addr: SocketAddr, what: &str, holds: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+async fn until(
+    addr: SocketAddr,
+    what: &str,
+    holds: impl Fn(&serde_json::Value) -> bool,
+) -> serde_json::Value {
     let end = Instant::now() + DEADLINE;
     loop {
         let view = value(addr).await;
@@ -89,13 +96,19 @@ fn the_page_is_small_whole_and_lets_nothing_else_in() {
     let page = Page::get();
     assert!(page.html.len() < 60_000, "{}", page.html.len());
     assert!(!page.html.contains("{{"), "something was not filled in");
-    for outside in ["http://", "https://", "//cdn", "@import", "innerHTML", "insertAdjacentHTML", " onclick=", " style="] {
+    for outside in
+        ["http://", "https://", "//cdn", "@import", "innerHTML", "insertAdjacentHTML", " onclick=", " style="]
+    {
         let text = page.html.replace("http://www.w3.org/2000/svg", "");
         assert!(!text.contains(outside), "{outside}");
     }
-    let header = |name: &HeaderName| page.headers.iter().find(|(of, _)| of == name).unwrap().1.to_str().unwrap();
+    let header =
+        |name: &HeaderName| page.headers.iter().find(|(of, _)| of == name).unwrap().1.to_str().unwrap();
     let policy = header(&header::CONTENT_SECURITY_POLICY);
-    assert!(policy.starts_with("default-src 'none'; script-src 'sha256-") && !policy.contains("unsafe"), "{policy}");
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'sha256-") && !policy.contains("unsafe"),
+        "{policy}"
+    );
     assert_eq!(page.html.matches("<script>").count(), 1);
     assert_eq!(page.html.matches("<style>").count(), 1);
 }
@@ -114,7 +127,10 @@ async fn the_page_is_read_only() {
     let (head, body) = ask(addr, "GET /").await;
     let head = head.to_lowercase();
     assert!(head.starts_with("http/1.0 200") && head.contains("text/html; charset=utf-8"), "{head}");
-    assert!(head.contains("content-security-policy: default-src 'none'") && head.contains("nosniff"), "{head}");
+    assert!(
+        head.contains("content-security-policy: default-src 'none'") && head.contains("nosniff"),
+        "{head}"
+    );
     assert!(body.starts_with("<!doctype html>"));
     let (head, body) = ask(addr, "HEAD /").await;
     assert!(head.contains("200") && body.is_empty(), "{head} {body}");

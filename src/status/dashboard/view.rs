@@ -91,7 +91,8 @@ impl View {
         let mut trouble: Vec<String> = Vec::new();
         trouble.extend(node.why_not_live());
         trouble.extend(report.unready_reason().filter(|_| !report.draining));
-        let failing = report.discovery.iter().filter_map(|seed| Some((&seed.source, seed.last_error.as_ref()?)));
+        let failing =
+            report.discovery.iter().filter_map(|seed| Some((&seed.source, seed.last_error.as_ref()?)));
         trouble.extend(failing.map(|(seed, error)| format!("the seed {seed} is not found: {error}")));
         Self {
             schema_version: SCHEMA_VERSION,
@@ -109,7 +110,13 @@ impl View {
 }
 
 impl NodeView {
-    fn new(member: &MemberReport, links: &[LinkReport], said: Option<&Said>, ids: &[&str], now_ms: u64) -> Self {
+    fn new(
+        member: &MemberReport,
+        links: &[LinkReport],
+        said: Option<&Said>,
+        ids: &[&str],
+        now_ms: u64,
+    ) -> Self {
         let run = |link: &&LinkReport| link.peer == member.id && link.incarnation == member.incarnation;
         let silent = said.and_then(Said::silent).map(|why| match why {
             Silent::NoLink => "no link",
