@@ -441,8 +441,17 @@ impl Node {
         self.inner.endpoint.open_connections()
     }
 
+    /// Ends when the node has stopped; keeps it from nothing.
+    #[cfg(feature = "status")]
+    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let mut state = self.inner.state.subscribe();
+        async move {
+            let _ = state.wait_for(|state| *state == NodeState::Stopped).await;
+        }
+    }
+
     /// Runs a task until it ends or the node stops.
-    fn until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut state = self.inner.state.subscribe();
         self.inner.runtime.spawn(async move {
             tokio::select! {

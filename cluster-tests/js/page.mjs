@@ -1,24 +1,14 @@
 // The chat page in two browser windows, on two nodes. One argument: JSON with `chromium` (the program), `first` and
-// `second` (the addresses of the pages), and `screenshots` (a folder). What this script cannot do itself, it asks for
-// with a line on standard output, and waits for a line on standard input.
+// `second` (the addresses of the pages), and `screenshots` (a folder).
 import assert from "node:assert/strict";
 import { mkdir } from "node:fs/promises";
-import { createInterface } from "node:readline";
-import { chromium } from "playwright-core";
+import { TIMEOUT_MS, ask, launch } from "./browser.mjs";
 
-// As long as the tests wait for anything.
-const TIMEOUT_MS = 40_000;
 const PROBE_PAUSE_MS = 100;
 
 const options = JSON.parse(process.argv[2]);
-const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 // What no page may do: an error, or a request to somewhere else.
 const faults = [];
-
-async function ask(what) {
-  console.log(what);
-  await answers.next();
-}
 
 async function open(browser, url, view) {
   const context = await browser.newContext(view);
@@ -164,14 +154,7 @@ async function restart(first, second) {
 }
 
 await mkdir(options.screenshots, { recursive: true });
-const browser = await chromium.launch({
-  executablePath: options.chromium,
-  headless: true,
-  timeout: TIMEOUT_MS,
-  // `--headless`, an empty profile of its own and no calls home come with the library; these are what it leaves out.
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
-    "--disable-background-networking", "--disable-sync"],
-});
+const browser = await launch(options.chromium);
 try {
   const size = { width: 1000, height: 640 };
   const first = await open(browser, options.first, { viewport: size, colorScheme: "light" });

@@ -39,7 +39,7 @@ pub fn node() -> Option<PathBuf> {
         "install it as `node`, for example the package nodejs of Debian 13",
         node,
     )?;
-    let packages = ["socket.io-client", "socket.io-msgpack-parser", "playwright-core"];
+    let packages = ["axe-core", "socket.io-client", "socket.io-msgpack-parser", "playwright-core"];
     let modules = Path::new(JS).join("node_modules");
     let all = packages.iter().all(|package| modules.join(package).join("package.json").is_file());
     require("the npm packages of cluster-tests/js", "run `npm ci` in that folder", all.then_some(node))

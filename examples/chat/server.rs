@@ -151,7 +151,7 @@ impl Server {
         presence.start(&mut tasks)?;
 
         // Not `status::serve`, which binds by itself. Whoever gives an address beyond loopback has said that it may be seen.
-        let report = roomcast::status::router(&node);
+        let report = roomcast::status::router(&node).merge(roomcast::status::dashboard(&node));
         tasks.spawn(async move {
             if let Err(error) = axum::serve(status, report).await {
                 tracing::error!(%error, "no longer serving the status");

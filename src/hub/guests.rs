@@ -14,12 +14,13 @@ use crate::core::frame::{BroadcastHead, EndStatus, Op, Relayed, RequestHead};
 use crate::error::{DropReason, LinkError};
 use crate::hub::peer::{PeerQueue, PeerRole};
 use crate::hub::requests::{ANSWER_GRACE, Ask, Asked, Missing, MissingReason, Reply, Targets};
+use crate::hub::summary::SUMMARY;
 use crate::hub::{Hub, Recent, SERVERS, lock};
 use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
 use crate::quic::handshake::Card;
 
 /// The bit of a volatile message in the flags of a frame.
-const VOLATILE: u8 = 0x04;
+pub(super) const VOLATILE: u8 = 0x04;
 /// All emitters together may have this part of the questions of a node, each the same: the node itself keeps the rest.
 const SHARE_OF_REQUESTS: usize = 2;
 
@@ -180,6 +181,9 @@ impl Hub {
 
     /// As [`arrived`](Self::arrived), for one that came alone.
     pub(crate) fn arrived_alone(&self, from: &PeerQueue, head: &BroadcastHead<'_>, payload: &Bytes) {
+        if self.summary_arrived(from, head.ns, payload) {
+            return;
+        }
         if from.role == PeerRole::Guest {
             self.relay(head, payload);
         } else {
@@ -191,6 +195,10 @@ impl Hub {
     fn relay(&self, head: &BroadcastHead<'_>, payload: &Bytes) {
         self.deliver(head, payload);
         let Some(route) = Route::of(head) else { return };
+        // What nodes say to each other is not for emitters to say.
+        if head.ns == SUMMARY {
+            return;
+        }
         // What a queue had no room for is counted as for a broadcast of this node.
         let _ = self.send(&route.ns, &route.rooms, head, payload, head.flags & VOLATILE != 0);
     }

@@ -13,6 +13,7 @@ pub(crate) mod peer;
 pub(crate) mod requests;
 pub(crate) mod rooms;
 mod settle;
+pub(crate) mod summary;
 pub(crate) mod waits;
 
 use std::any::Any;
@@ -43,6 +44,7 @@ use numbers::{EmitCounts, Mailbox, Scope};
 use peer::PeerQueue;
 use requests::{MissingReason, Reply, Request, RequestTable};
 use rooms::{PathRooms, RoomFeed};
+use summary::Census;
 
 /// The pseudo namespace whose rooms are the ids of Socket.IO servers: a message for one server is routed like a
 /// message for one room. Socket.IO paths begin with `/`, so it cannot clash.
@@ -71,6 +73,11 @@ pub(crate) trait Inbound: Send + Sync + 'static {
     /// back to the front.
     fn rooms_here(&self, each: &mut dyn FnMut(&str, usize)) {
         let _ = each;
+    }
+
+    /// How many clients and rooms are here, as far as that is cheap to say. Default is none.
+    fn census(&self) -> Census {
+        Census::default()
     }
 }
 
@@ -212,6 +219,11 @@ pub(crate) struct Hub {
     pub(crate) interest_digest: AtomicU64,
     /// Questions to other nodes.
     pub(crate) requests: RequestTable,
+    /// What this node last said of itself, and when.
+    summary: Mutex<Option<(u64, Bytes)>>,
+    /// What the others said of themselves.
+    #[cfg(feature = "status")]
+    summaries: summary::ask::Summaries,
     /// Handlers of the events of other servers.
     pub(crate) handlers: Handlers,
     /// The emitters that are linked to this node.
@@ -351,6 +363,9 @@ impl Hub {
             membership_mailbox: Mailbox::default(),
             interest_digest: AtomicU64::new(0),
             requests: RequestTable::new(config.link.max_requests),
+            summary: Mutex::default(),
+            #[cfg(feature = "status")]
+            summaries: summary::ask::Summaries::default(),
             handlers: Handlers::new(config.link.max_server_events),
             guests: Guests::default(),
             events: broadcast::channel(config.event_buffer.0).0,

@@ -145,6 +145,11 @@ impl Locals {
         self.rooms.iter().map(|(room, crowd)| (&**room, crowd.list.len()))
     }
 
+    /// How many members and rooms there are.
+    pub(super) fn census(&self) -> (usize, usize) {
+        (self.everyone.list.len(), self.rooms.len())
+    }
+
     /// The members of a room, when there are any.
     pub(super) fn room(&self, room: &str) -> Option<Arc<Vec<Entry>>> {
         self.rooms.get(room).map(|crowd| Arc::clone(&crowd.list))

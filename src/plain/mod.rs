@@ -32,6 +32,7 @@ use crate::core::interest::RoomMode;
 use crate::error::{AskError, IdError};
 use crate::event::RoomEvents;
 use crate::hub::requests::{Reply, Request};
+use crate::hub::summary::Census;
 use crate::hub::{Attachment, Hub, Inbound, Kept, Receipt, lock};
 use crate::ids::{Namespace, NodeId};
 use crate::servers::{self, ServerAcks, ServerEvent, ServerEventHandler, Servers};
@@ -375,6 +376,11 @@ impl Inbound for Inner {
     fn rooms_here(&self, each: &mut dyn FnMut(&str, usize)) {
         // Who joins or leaves has it locked for writing until that is told.
         self.read().rooms().for_each(|(room, members)| each(room, members));
+    }
+
+    fn census(&self) -> Census {
+        let (clients, rooms) = self.read().census();
+        Census { clients: clients as u64, rooms: rooms as u64 }
     }
 
     fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes) {

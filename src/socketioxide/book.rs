@@ -198,6 +198,11 @@ impl Book {
         lock(&self.state).rooms.iter().for_each(|(room, holders)| each(room, *holders));
     }
 
+    /// How many rooms are held.
+    pub(super) fn room_count(&self) -> usize {
+        lock(&self.state).rooms.len()
+    }
+
     /// The holder of a socket; a new one for a socket that the extractor has not seen.
     pub(super) fn holder(self: &Arc<Self>, sid: Sid) -> Arc<Holder> {
         let mut state = lock(&self.state);

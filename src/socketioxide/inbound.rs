@@ -14,6 +14,7 @@ use super::adapter::RoomcastAdapter;
 use crate::core::frame::{BroadcastHead, PayloadKind};
 use crate::hub::Inbound;
 use crate::hub::requests::{Reply, Request};
+use crate::hub::summary::Census;
 
 /// Why a broadcast of another node cannot be delivered. It is dropped; the link stays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,13 @@ pub(super) enum Unreadable {
 impl<E: SocketEmitter> Inbound for RoomcastAdapter<E> {
     fn rooms_here(&self, each: &mut dyn FnMut(&str, usize)) {
         self.book().rooms_here(each);
+    }
+
+    fn census(&self) -> Census {
+        let mut everyone = BroadcastOptions::default();
+        everyone.add_flag(BroadcastFlags::Broadcast);
+        let clients = self.local().sockets(everyone).len();
+        Census { clients: clients as u64, rooms: self.book().room_count() as u64 }
     }
 
     fn deliver(&self, head: &BroadcastHead<'_>, payload: &Bytes) {

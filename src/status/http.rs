@@ -1,4 +1,5 @@
-//! The status endpoint: HTTP, read only, without secrets. On loopback unless asked otherwise.
+//! The status endpoint: HTTP, read only, without secrets. On loopback unless asked otherwise. The dashboard is in
+//! `dashboard.rs`.
 
 use std::fmt;
 use std::io;
@@ -14,7 +15,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::{Report, listen, scrape};
+use super::{Report, dashboard, listen, scrape};
 use crate::hub::lock;
 use crate::node::Node;
 
@@ -64,10 +65,12 @@ pub struct StatusServer {
     source: Source,
     /// Dropped to stop the server.
     _running: watch::Sender<()>,
+    /// Dropped to end the streams of events.
+    _open: watch::Sender<()>,
 }
 
 /// The node that is reported, until the server goes: a connection that hangs must not keep the node running.
-type Source = Arc<Mutex<Option<Node>>>;
+pub(super) type Source = Arc<Mutex<Option<Node>>>;
 
 impl StatusServer {
     /// The address that it listens on, with the real port.
@@ -90,7 +93,7 @@ impl fmt::Debug for StatusServer {
     }
 }
 
-/// Serves the status of `node` until the result is dropped. Runs on the tokio runtime that this is called on.
+/// Serves the status of `node`, with the [dashboard](super::dashboard()) at `/`, until the result is dropped. Runs on the tokio runtime that this is called on.
 ///
 /// # Errors
 /// `PermissionDenied` when the address is not loopback and that was not allowed, else what binding says. Nothing is left
@@ -109,9 +112,11 @@ pub async fn serve(node: &Node, config: impl Into<StatusConfig>) -> io::Result<S
     let addr = listener.local_addr()?;
     let (running, stopped) = watch::channel(());
     let source: Source = Arc::new(Mutex::new(Some(node.clone())));
+    let (open, is_open) = watch::channel(());
+    let routes = routes(&source).merge(dashboard::routes(node, &source, is_open, None));
     tracing::info!(node = %node.id(), %addr, "the status endpoint listens");
-    tokio::spawn(listen::run(listener, routes(&source), config, Arc::clone(node.hub()), stopped));
-    Ok(StatusServer { addr, source, _running: running })
+    tokio::spawn(listen::run(listener, routes, config, Arc::clone(node.hub()), stopped));
+    Ok(StatusServer { addr, source, _running: running, _open: open })
 }
 
 /// The routes `/status`, `/metrics`, `/startupz`, `/livez` and `/readyz`, to mount in a server of your own, which then sets the limits
@@ -130,7 +135,7 @@ fn routes(source: &Source) -> Router {
         .with_state(Arc::clone(source))
 }
 
-fn current(source: &Source) -> Option<Node> {
+pub(super) fn current(source: &Source) -> Option<Node> {
     lock(source).clone()
 }
 
@@ -138,14 +143,19 @@ fn unavailable(reason: impl Into<String>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, reason.into()).into_response()
 }
 
-fn stopped() -> Response {
+pub(super) fn stopped() -> Response {
     unavailable("the status endpoint is closed")
 }
 
 /// The whole [`Report`], indented for readers.
 async fn status(State(source): State<Source>) -> Response {
     let Some(node) = current(&source) else { return stopped() };
-    match serde_json::to_vec_pretty(&Report::collect(&node)) {
+    json(serde_json::to_vec_pretty(&Report::collect(&node)))
+}
+
+/// Fresh JSON.
+pub(super) fn json(encoded: serde_json::Result<Vec<u8>>) -> Response {
+    match encoded {
         Ok(mut json) => {
             json.push(b'\n');
             let headers = [
@@ -282,7 +292,7 @@ mod tests {
         .await
         .unwrap();
         assert!(ask(addr, "POST /status").await.0.starts_with("http/1.0 405"));
-        assert!(ask(addr, "GET /").await.0.starts_with("http/1.0 404"));
+        assert!(ask(addr, "GET /other").await.0.starts_with("http/1.0 404"));
 
         a.drain().await;
         let (head, body) = ask(addr, "GET /readyz").await;
