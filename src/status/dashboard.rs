@@ -25,7 +25,8 @@ use crate::node::Node;
 /// The most streams of events at a time, each of which is a page that is open.
 const MAX_STREAMS: usize = 32;
 /// How often a stream says that it is alive: proxies end what is silent for a minute.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A reader that has gone is noticed by it, at the second one at the latest.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 
 const HTML: &str = include_str!("dashboard/page.html");
 const STYLE: &str = include_str!("dashboard/page.css");
