@@ -19,6 +19,7 @@
 //! Tests of one process share the log, so node ids must be unique in the process: [`cluster::Setup`] makes them from
 //! the name that the test gives.
 
+mod afterwards;
 pub mod chat;
 pub mod client;
 pub mod cluster;

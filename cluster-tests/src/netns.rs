@@ -34,7 +34,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::clean::{Guard, started, sweep};
+use self::clean::{guard, started, sweep};
+use crate::afterwards::Afterwards;
 
 /// Where `ip` keeps the names of namespaces.
 const NAMES: &str = "/run/netns";
@@ -74,7 +75,7 @@ struct Wires {
     /// How many pods have been made.
     made: AtomicU32,
     /// Removes them. None where there are none.
-    _guard: Option<Guard>,
+    _guard: Option<Afterwards>,
 }
 
 impl Net {
@@ -100,7 +101,7 @@ impl Net {
         let started = started(pid).ok_or_else(|| io::Error::other("/proc does not tell of this process"))?;
         let name = format!("{prefix}.{pid}.{started}.{}", COUNT.fetch_add(1, Ordering::Relaxed));
         // Before anything else, so that half of it is removed, too.
-        let guard = Guard::new(&format!("{name}."))?;
+        let guard = guard(&format!("{name}."))?;
         let wires = Arc::new(Wires { name, base, bits, made: AtomicU32::new(0), _guard: Some(guard) });
         let switch = wires.switch();
         ip(&["netns", "add", &switch])?;

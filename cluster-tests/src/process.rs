@@ -177,6 +177,16 @@ fn lock(printed: &Mutex<Printed>) -> MutexGuard<'_, Printed> {
     printed.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How many processes of this machine have this variable in their environment: how many a test has, when it marks itself
+/// before it starts any. Zero where the system does not show environments as Linux does.
+pub fn with_variable(name: &str, value: &str) -> usize {
+    let line = format!("{name}={value}");
+    let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
+    let environments =
+        processes.flatten().filter_map(|process| std::fs::read(process.path().join("environ")).ok());
+    environments.filter(|bytes| bytes.split(|byte| *byte == 0).any(|one| one == line.as_bytes())).count()
+}
+
 /// The program of the example `chat`, built with the same profile and into the same folder as the running test, once
 /// per process. Blocks while cargo runs.
 ///

@@ -4,16 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use super::{FILES, NAMES};
+use crate::afterwards::Afterwards;
 
-/// Arguments: the folder of the namespaces, the folder of their files, what their names begin with. It begins when its
-/// input ends. That something is gone already is no failure. More than one try, for programs that start others and for those
-/// that take a moment to die.
+/// Arguments: the folder of the namespaces, the folder of their files, what their names begin with. That something is gone
+/// already is no failure. More than one try, for programs that start others and for those that take a moment to die.
 const SCRIPT: &str = r#"
-trap '' HUP INT TERM
-read -r _
 for path in "$1/$3"*; do
     [ -e "$path" ] || continue
     name=${path##*/}
@@ -29,29 +27,12 @@ done
 rmdir "$2"
 "#;
 
-/// Waits until it is dropped or its process has ended in whatever way, and removes namespaces then.
-#[derive(Debug)]
-pub(super) struct Guard(Child);
-
-impl Guard {
-    /// For namespaces whose names begin with `start`.
-    ///
-    /// # Errors
-    /// When the shell does not start.
-    pub(super) fn new(start: &str) -> io::Result<Self> {
-        let mut command = script(start);
-        // In a group of its own: what ends the whole group of a test, as Ctrl-C does, must not end it.
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.stdin(Stdio::piped()).spawn().map(Self)
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        // Closes its input first.
-        let _ = self.0.wait();
-    }
+/// Removes the namespaces whose names begin with `start` when it is dropped, or its process has ended in whatever way.
+///
+/// # Errors
+/// When the shell that does it does not start.
+pub(super) fn guard(start: &str) -> io::Result<Afterwards> {
+    Afterwards::run(SCRIPT, &[NAMES, FILES, start])
 }
 
 /// Removes what processes left that do not run any more, and whose guards did not get to it either.
@@ -62,7 +43,9 @@ pub(super) fn sweep(prefix: &str) -> io::Result<()> {
     let names = names()?;
     let left: BTreeSet<String> = names.iter().filter_map(|name| start_of_the_dead(prefix, name)).collect();
     for start in left {
-        script(&start).stdin(Stdio::null()).status()?;
+        let mut command = Command::new("sh");
+        command.args(["-c", SCRIPT, "sh", NAMES, FILES, &start]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
     }
     Ok(())
 }
@@ -89,12 +72,6 @@ fn names() -> io::Result<Vec<String>> {
         entries => entries?,
     };
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
-}
-
-fn script(start: &str) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-c", SCRIPT, "sh", NAMES, FILES, start]).stdout(Stdio::null()).stderr(Stdio::null());
-    command
 }
 
 #[cfg(test)]

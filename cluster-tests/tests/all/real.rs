@@ -6,9 +6,9 @@ use std::time::Duration;
 use cluster_tests::harness::ground::Settings;
 use cluster_tests::harness::history::{Entry, History, What};
 use cluster_tests::harness::processes::Processes;
-use cluster_tests::process::chat_program;
+use cluster_tests::process::{Process, chat_program, with_variable};
 use cluster_tests::wait::DEADLINE;
-use cluster_tests::{Cluster, ClusterBuilder, requirement};
+use cluster_tests::{Cluster, ClusterBuilder, eventually, requirement};
 
 const ROOM: &str = "lobby";
 /// How often each node emits.
@@ -266,4 +266,76 @@ fn a_program_of_a_user_is_cut_off() {
         cluster.heal().await;
         cluster.converged(DEADLINE).await;
     });
+}
+
+/// What the copies of this program for [`nothing_is_left_of_a_user_s_program`] have in their environment.
+const MARK: &str = "REAL_LEFT_MARK";
+
+/// A server that is started by a script, as npm does it, hears nothing of its input, and is in the background of the script.
+fn wrapped() -> Processes {
+    let program = chat_program().to_str().expect("a path of text");
+    let server =
+        format!("{program} --node --id {{id}} --http {{ip}}:0 --admin {{admin}} --listen {{listen}}");
+    Processes::program(["sh", "-c", &format!("{server} </dev/null & wait")])
+}
+
+#[test]
+fn nothing_is_left_of_a_user_s_program() {
+    if std::env::var_os(MARK).is_some() {
+        cluster(wrapped()).nodes(1).run(async |cluster: &mut Cluster| {
+            cluster.freeze(0).await;
+            println!("\nin the middle of it");
+            let mut how = String::new();
+            std::io::stdin().read_line(&mut how).unwrap();
+            assert_ne!(how.trim(), "panic", "as it was told");
+            cluster.thaw(0).await;
+        });
+        return;
+    }
+    if !std::path::Path::new("/proc/self/environ").exists() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        tokio::join!(leaves_nothing("panic"), leaves_nothing("kill"), leaves_nothing("return"));
+    });
+}
+
+/// Starts this program once more for the test above alone, and ends it in the middle.
+async fn leaves_nothing(how: &str) {
+    let mark = format!("{how}-{}", std::process::id());
+    let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["real::nothing_is_left_of_a_user_s_program", "--exact", "--nocapture"]).env(MARK, &mark);
+    let mut copy = Process::spawn(how, command);
+    copy.line("in the middle of it").await;
+    // This copy, the shell that ends the node, the script, the server in it.
+    assert_eq!(with_variable(MARK, &mark), 4, "{how}");
+    match how {
+        "kill" => copy.kill().await,
+        _ => copy.write(how).await,
+    }
+    assert_eq!(copy.end().await.success(), how == "return");
+    eventually(format!("nothing is left after {how}"), || with_variable(MARK, &mark) == 0).await;
+}
+
+/// A program that starts a cluster is told so when it is a node of one itself, and starts nothing.
+#[test]
+fn nodes_do_not_start_nodes_without_end() {
+    const ITSELF: &str = "REAL_NODES_OF_NODES";
+    let name = "real::nodes_do_not_start_nodes_without_end";
+    if std::env::var_os(ITSELF).is_some() {
+        // Its main does not begin with `serve_if_told`: as a node it comes here again.
+        let program = std::env::current_exe().unwrap();
+        let words = [program.to_str().expect("a path of text"), name, "--exact", "--nocapture"];
+        cluster(Processes::program(words)).run(async |_: &mut Cluster| {});
+        return;
+    }
+    let copy = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture"])
+        .env(ITSELF, "1")
+        .output()
+        .unwrap();
+    assert!(!copy.status.success());
+    let said = String::from_utf8_lossy(&copy.stderr);
+    assert!(said.contains("starts a cluster itself: let its main begin with serve_if_told"), "{said}");
 }

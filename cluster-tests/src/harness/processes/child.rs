@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::clock::holds;
 use super::wire::Said;
+use crate::afterwards::Afterwards;
 use crate::harness::ground::Answer;
 use crate::harness::history::Entry;
 use crate::wait::DEADLINE;
@@ -20,10 +21,13 @@ const PRINTED_LINES: usize = 500;
 /// What all processes of a cluster recorded and nobody has looked at yet.
 pub(super) type Entries = Arc<Mutex<Vec<Entry>>>;
 
-/// A process. It is killed when it is dropped; what it printed is shown when the test has failed.
+/// A process. It is killed when it is dropped or the test is, with all that it started; what it printed is shown when the
+/// test has failed.
 pub(super) struct Child {
     name: String,
     process: Running,
+    /// Kills its group. None once that was done.
+    killer: Option<Afterwards>,
     /// None once it was closed.
     input: Option<ChildStdin>,
     answers: Receiver<Answer>,
@@ -50,11 +54,16 @@ impl Child {
     /// When it cannot be started.
     pub(super) fn spawn(name: String, mut command: Command, entries: Option<Entries>) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // In a group of its own: one that is stopped when the test ends is let go by the system, and ends.
+        // In a group of its own, so that what it starts can be stopped and killed with it.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut process =
             command.spawn().unwrap_or_else(|error| panic!("failed to start {name}: {command:?}: {error}"));
+        let killer = Afterwards::kill_group(process.id());
+        if let Err(error) = &killer {
+            let _ = process.kill();
+            panic!("failed to start the shell that ends {name}: {error}");
+        }
         let (out, err) = (process.stdout.take(), process.stderr.take());
         let (out, err) = (out.expect("it is piped"), err.expect("it is piped"));
         let (sender, answers) = mpsc::channel();
@@ -68,7 +77,7 @@ impl Child {
             std::thread::spawn(move || keep(err, &noted)),
         ];
         let input = process.stdin.take();
-        Self { name, process, input, answers, printed, readers, frozen: false, owed: 0 }
+        Self { name, process, killer: killer.ok(), input, answers, printed, readers, frozen: false, owed: 0 }
     }
 
     /// Its number.
@@ -121,17 +130,18 @@ impl Child {
             self.fail(&format!("said {nonsense:?}"));
         }
         if let Some(status) = self.process.try_wait().expect("it is our child") {
+            self.killer.take();
             self.join();
             self.fail(&format!("has ended by itself: {status}"));
         }
     }
 
-    /// Stops it from running, and waits until it has stopped.
+    /// Stops it and what it started from running, and waits until it has stopped.
     ///
     /// # Panics
     /// When it does not.
     pub(super) fn freeze(&mut self) {
-        self.signal("STOP");
+        self.signal("STOP", &self.group());
         let stopped = || self.state().is_none_or(|state| state == 'T');
         assert!(holds(stopped), "{} does not stop", self.name);
         self.frozen = true;
@@ -139,19 +149,20 @@ impl Child {
 
     /// Lets it run again.
     pub(super) fn thaw(&mut self) {
-        self.signal("CONT");
+        self.signal("CONT", &self.group());
         self.frozen = false;
     }
 
     /// Asks it to end in its own way.
     pub(super) fn terminate(&self) {
-        self.signal("TERM");
+        self.signal("TERM", &self.id().to_string());
     }
 
-    /// Kills it, and takes all that it has said.
+    /// Kills it and what it started, and takes all that it has said.
     pub(super) fn kill(&mut self) {
         // It may have ended already.
         let _ = self.process.kill();
+        self.killer.take();
         let _ = self.process.wait();
         self.join();
     }
@@ -169,6 +180,7 @@ impl Child {
         if !ended {
             self.fail(&format!("did not end in {DEADLINE:?}"));
         }
+        self.killer.take();
         self.join();
         status.expect("it has ended")
     }
@@ -179,16 +191,20 @@ impl Child {
         panic!("{} {how}\n--- it printed:\n{}", self.name, lines.join("\n"))
     }
 
+    fn group(&self) -> String {
+        format!("-{}", self.id())
+    }
+
     fn join(&mut self) {
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
     }
 
-    fn signal(&self, signal: &str) {
+    /// Signals the process with this number, or with a minus before it its group.
+    fn signal(&self, signal: &str, whom: &str) {
         // Built into every shell; not every system has it as a program.
-        let command = format!("kill -{signal} {}", self.process.id());
-        let status = Command::new("sh").args(["-c", &command]).status();
+        let status = Command::new("sh").args(["-c", r#"kill -s "$0" -- "$1""#, signal, whom]).status();
         assert!(status.is_ok_and(|status| status.success()), "failed to signal {}", self.name);
     }
 

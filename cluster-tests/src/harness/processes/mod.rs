@@ -61,6 +61,10 @@ pub const CLUSTER: &str = "test";
 /// Set in the environment of a process that has to be a node.
 const NODE_VARIABLE: &str = "ROOMCAST_HARNESS_NODE";
 
+/// Set in the environment of every process that the harness starts. Not with the prefix of settings: a server refuses those
+/// that it does not know.
+const STARTED_VARIABLE: &str = "CLUSTER_TESTS_STARTED";
+
 /// A ground on which every node is a process.
 pub struct Processes {
     program: Program,
@@ -86,7 +90,8 @@ impl Processes {
     /// begins with [`serve_if_told`].
     ///
     /// # Panics
-    /// When the system does not say which program that is.
+    /// When the system does not say which program that is, and in a process that the harness started: a `main` that does
+    /// not begin so would start processes without end.
     pub fn of_this_program() -> Self {
         let program = std::env::current_exe().expect("the system knows which program this is");
         Self::new(program).env(NODE_VARIABLE, "1")
@@ -99,12 +104,19 @@ impl Processes {
     ///
     /// A node has started when its status endpoint answers at `{admin}`. It leaves when it gets SIGTERM. The settings of
     /// the cluster do not reach it. Of what can be asked only the status is answered, so there is no traffic but your own.
+    /// It is killed with all that it started, unless that has left its process group.
     /// On loopback its network cannot be disturbed: take [`in_namespaces`](Self::in_namespaces).
     pub fn program(words: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self::with(Program::Theirs(words.into_iter().map(Into::into).collect()))
     }
 
     fn with(program: Program) -> Self {
+        // It would start processes that start processes, without end.
+        assert!(
+            std::env::var_os(STARTED_VARIABLE).is_none(),
+            "this process is a node that the harness started, and starts a cluster itself: let its main begin with \
+             serve_if_told, or give the harness the program of a server"
+        );
         Self {
             program,
             environment: Vec::new(),
@@ -223,6 +235,7 @@ impl Ground for Processes {
         let filling = Filling { plan, listen, admin };
         let mut command = self.program.command(&*self.site, node, &filling);
         command.env("ROOMCAST_SECRET", self.secret.to_text());
+        command.env(STARTED_VARIABLE, "1");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let ours = self.program.is_ours();
         let entries = ours.then(|| self.entries.clone());

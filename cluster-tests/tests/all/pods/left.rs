@@ -5,7 +5,7 @@ use std::path::Path;
 
 use cluster_tests::pods::flow::Flow;
 use cluster_tests::pods::kube::{Kube, formed};
-use cluster_tests::process::Process;
+use cluster_tests::process::{Process, with_variable};
 use cluster_tests::wait::eventually;
 use tokio::process::Command;
 
@@ -38,14 +38,14 @@ async fn leaves_nothing(how: &str) {
     // The switch, the pod of the DNS server, the one of clients, two of the deployment; all but the switch have files.
     assert_eq!((begins("/run/netns"), begins("/etc/netns")), (5, 4), "{how}");
     // This copy, its guard, the DNS server, two nodes, the clients.
-    assert_eq!(marked(&mark), 6, "{how}");
+    assert_eq!(with_variable(MARK, &mark), 6, "{how}");
     match how {
         "kill" => copy.kill().await,
         _ => copy.write(how).await,
     }
     assert!(!copy.end().await.success());
     eventually(format!("nothing is left after {how}"), || {
-        (begins("/run/netns"), begins("/etc/netns"), marked(&mark)) == (0, 0, 0)
+        (begins("/run/netns"), begins("/etc/netns"), with_variable(MARK, &mark)) == (0, 0, 0)
     })
     .await;
 }
@@ -75,17 +75,4 @@ async fn ends_in_the_middle() {
 fn begin_with(folder: &Path, start: &str) -> usize {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(start)).count()
-}
-
-/// How many processes have the mark in their environment.
-fn marked(mark: &str) -> usize {
-    let line = format!("{MARK}={mark}\0");
-    let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
-    let environments =
-        processes.flatten().filter_map(|process| std::fs::read(process.path().join("environ")).ok());
-    environments.filter(|environment| contains(environment, line.as_bytes())).count()
-}
-
-fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
-    bytes.windows(wanted.len()).any(|window| window == wanted)
 }
