@@ -4,6 +4,7 @@ pub(crate) mod env;
 
 use std::time::Duration;
 
+use crate::core::frame::PROTOCOL;
 use crate::core::interest::InterestConfig;
 use crate::core::link::BackoffConfig;
 use crate::core::members::MembersConfig;
@@ -17,6 +18,8 @@ use crate::quic::tls::CertificateConfig;
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Config {
+    /// Which versions of the protocol are spoken.
+    pub protocol: ProtocolConfig,
     /// Links and queues.
     pub link: LinkConfig,
     /// QUIC and UDP.
@@ -98,6 +101,23 @@ pub struct RoomEventBuffer(pub usize);
 impl Default for RoomEventBuffer {
     fn default() -> Self {
         Self(4096)
+    }
+}
+
+/// Which versions of the protocol are spoken.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ProtocolConfig {
+    /// The newest version that this node speaks. Default is the newest that this build knows (2); the least is 1. Each link
+    /// uses the newest version that both of its ends speak, so nodes of an older release need no setting. Hold the nodes of
+    /// a new release to the old version while they are rolled out, to be able to go back with nothing new ever said.
+    /// Cost of less: what came with the newer versions is not there (2: the tracing contexts of emits).
+    pub max: u16,
+}
+
+impl Default for ProtocolConfig {
+    fn default() -> Self {
+        Self { max: PROTOCOL }
     }
 }
 

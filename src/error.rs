@@ -6,6 +6,8 @@ use crate::core::frame::FrameError;
 use crate::core::link::Stuck;
 pub use crate::core::outbox::DropReason;
 pub use crate::core::requests::TooManyRequests;
+pub use crate::core::version::ProtocolError;
+use crate::core::version::Protocols;
 pub use crate::ids::IdError;
 use crate::ids::{Incarnation, NodeId};
 use crate::plain::EmitError;
@@ -55,6 +57,9 @@ pub enum StartError {
     /// A name in the settings is unusable. Nothing was started.
     #[error(transparent)]
     Id(#[from] IdError),
+    /// [`crate::config::ProtocolConfig::max`] is no version that this build speaks. Nothing was started.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
     /// The cluster secret is missing or unusable. Nothing was started.
     #[error(transparent)]
     Secret(#[from] crate::quic::tls::SecretError),
@@ -118,10 +123,10 @@ pub enum LinkError {
     /// The other side speaks no protocol version of ours. Dialled again with backoff.
     #[error("no common protocol version: ours {ours}, theirs {theirs}")]
     Protocol {
-        /// Our version.
-        ours: u16,
-        /// The range of the other side, as text.
-        theirs: String,
+        /// What this node speaks.
+        ours: Protocols,
+        /// What the other side says that it speaks.
+        theirs: Protocols,
     },
     /// The other side is in another cluster. Dialled again with backoff.
     #[error("wrong cluster: ours is {ours:?}, theirs is {theirs:?}; give both nodes the same cluster name")]

@@ -13,6 +13,7 @@ use crate::core::frame::{
 use crate::core::interest::{InterestChange, RoomMode};
 use crate::core::presence::Presence;
 use crate::core::routes::{PeerMask, RouteError, Routes, RoutesConfig};
+use crate::core::version::Protocols;
 use crate::hub::cluster_rooms;
 use crate::hub::handlers::Handled;
 use crate::ids::{Incarnation, NodeId, PeerSlot};
@@ -82,9 +83,12 @@ fn hello(bytes: &[u8]) -> bool {
     let (Ok(cluster), Ok(id)) = (ClusterName::new("fuzz"), NodeId::new("own")) else { return false };
     let remote = SocketAddr::from(([10, 0, 0, 9], 7946));
     let incarnation = Incarnation(7);
-    let own = Card { cluster, id, incarnation, advertise: remote, nonce: 1, emitter: false };
+    let protocols = Protocols::default();
+    let own = Card { cluster, id, incarnation, advertise: remote, nonce: 1, emitter: false, protocols };
     let Ok(card) = handshake::read_card(bytes, &LIMITS, &own, remote) else { return false };
     assert!(card.cluster == own.cluster && (card.id != own.id || card.incarnation != own.incarnation));
+    let spoken = card.protocols;
+    assert!(spoken.min <= spoken.max && protocols.min <= spoken.min && spoken.max <= protocols.max);
     assert!(!card.advertise.ip().is_unspecified() && card.id.as_str().len() <= NodeId::MAX_LEN);
     true
 }

@@ -263,6 +263,7 @@ fn table(report: &Value) -> String {
         vec![
             text(&link["peer"]),
             text(&link["state"]),
+            text(&link["protocol"]),
             round_trip.map_or_else(|| "-".to_owned(), |us| format!("{:.2} ms", us / 1000.0)),
             duration(&link["uptime_ms"]),
             text(&link["queue_frames"]),
@@ -271,7 +272,7 @@ fn table(report: &Value) -> String {
             text(&link["rooms"]),
         ]
     });
-    let titles = ["LINK", "STATE", "ROUND TRIP", "UP", "QUEUED", "SENT", "RECEIVED", "ROOMS"];
+    let titles = ["LINK", "STATE", "PROTOCOL", "ROUND TRIP", "UP", "QUEUED", "SENT", "RECEIVED", "ROOMS"];
     write_rows(&mut out, &titles, &links);
     let emitters = rows(&report["emitters"], |emitter| {
         vec![
@@ -385,7 +386,7 @@ mod tests {
             "node": {"id": "a", "incarnation": 7, "version": "0.1.0", "uptime_ms": 61_000}, "cluster": "c",
             "ready": true,
             "members": [{"id": "a", "state": "live", "address": "127.0.0.1:1", "since_ms_ago": 10, "incarnation": 7}],
-            "links": [{"peer": "long\u{1b}name", "state": "up", "round_trip_us": 250, "uptime_ms": null, "rooms": 3}],
+            "links": [{"peer": "long\u{1b}name", "state": "up", "protocol": 2, "round_trip_us": 250, "uptime_ms": null, "rooms": 3}],
             "emitters": [
                 {"id": "job", "address": "127.0.0.1:9", "since_ms_ago": 5_000, "frames_received": 4, "volatile_received": 2},
                 {"id": "gone", "address": null, "since_ms_ago": 60_000, "frames_received": 0, "volatile_received": 0},
@@ -404,7 +405,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("\na       live   127.0.0.1:1  10ms   7\n"), "{text}");
-        assert!(text.contains("\nlong?name  up     0.25 ms     -   -"), "{text}");
+        assert!(text.contains("\nlong?name  up     2         0.25 ms     -   -"), "{text}");
         assert!(text.contains("\nEMITTER  ADDRESS      SINCE  RECEIVED  VOLATILE\n"), "{text}");
         assert!(text.contains("\ngone     -            60s    0         0\n"), "{text}");
     }

@@ -24,6 +24,7 @@ use crate::actors::system::{self, Actors};
 use crate::core::link::LinkState;
 use crate::core::members::Member;
 use crate::core::slices::Slices;
+use crate::core::version::Protocols;
 use crate::core::watchdog::Watched;
 use crate::error::{IdError, StartError};
 use crate::event::{Event, Events, RoomEvent, RoomEvents};
@@ -551,6 +552,7 @@ impl NodeBuilder {
         let listen: SocketAddr = self.listen.parse().map_err(|_| {
             StartError::Config(format!("listen on {:?}: give ip:port, for example 0.0.0.0:7946", self.listen))
         })?;
+        let protocols = Protocols::up_to(self.config.protocol.max)?;
         let started = wall_clock();
         let certificates = self.config.certificates.clone();
         let identity = match (self.secret, self.pem) {
@@ -589,7 +591,15 @@ impl NodeBuilder {
             Gossip::start(gossip_config, cluster.as_str(), &id, incarnation, advertise, carrier, arrived)
                 .await?;
         let gossip = Arc::new(gossip);
-        let card = Card { cluster: cluster.clone(), id, incarnation, advertise, nonce: 0, emitter: false };
+        let card = Card {
+            cluster: cluster.clone(),
+            id,
+            incarnation,
+            advertise,
+            nonce: 0,
+            emitter: false,
+            protocols,
+        };
         let discovery = DiscoveryShared::new();
         let seed = system::Seed {
             hub: Arc::clone(&hub),

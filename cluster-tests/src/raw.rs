@@ -9,7 +9,7 @@ use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use roomcast::ClusterSecret;
 use roomcast::core::frame::{
     BroadcastHead, FrameLimits, Head, Hello, InterestHead, InterestPart, LENGTH_BYTES, PROTOCOL,
-    PROTOCOL_MIN, PayloadKind, Resume, WireMode, decode_head, encode_head,
+    PROTOCOL_MIN, PayloadKind, Refusal, RefusalKind, Resume, WireMode, decode_head, encode_head,
 };
 use roomcast::quic::endpoint::{self, QuicConfig};
 use roomcast::quic::tls::{ClusterName, Identity};
@@ -90,9 +90,22 @@ impl RawPeer {
         RawLink { conn, send, recv, buf: BytesMut::new(), last_head: Bytes::new() }
     }
 
+    /// Where it can be dialled.
+    pub fn addr(&self) -> SocketAddr {
+        self.endpoint.local_addr().expect("a bound socket has an address")
+    }
+
+    /// Takes the next connection, with its data stream; nothing is read of it.
+    pub async fn accept(&self) -> RawLink {
+        let incoming = self.endpoint.accept().await.expect("the endpoint is open");
+        let conn = incoming.await.expect("the other side has the secret");
+        let (send, recv) = conn.accept_bi().await.expect("a node opens the data stream");
+        RawLink { conn, send, recv, buf: BytesMut::new(), last_head: Bytes::new() }
+    }
+
     /// Says hello; the answer is not read.
     pub async fn hello(&self, link: &mut RawLink) {
-        let advertise = self.endpoint.local_addr().expect("a bound socket has an address").to_string();
+        let advertise = self.addr().to_string();
         let hello = Hello {
             protocol_min: self.protocol.0,
             protocol_max: self.protocol.1,
@@ -131,6 +144,13 @@ impl RawLink {
     /// Sends a frame.
     pub async fn say(&mut self, head: &Head<'_>, payload: &[u8]) {
         self.say_bytes(&frame(head, payload)).await;
+    }
+
+    /// Refuses a dial for want of a common version, and waits until the node has read why.
+    pub async fn refuse(&mut self, text: &str) {
+        self.say(&Head::Refused(Refusal { kind: RefusalKind::Protocol, text }), &[]).await;
+        let _ = self.send.finish();
+        soon("the node closes the link", self.conn.closed()).await;
     }
 
     /// Sends bytes as they are. A link that the node has closed takes them too: what counts is why it was closed.

@@ -57,6 +57,7 @@ macro_rules! settings {
 }
 
 settings! {
+    protocol.max: Count,
     link.max_frame_bytes: Size,
     link.max_room_bytes: Size,
     link.max_rooms_per_peer: Count,

@@ -22,8 +22,8 @@ use crate::ids::{Namespace, RoomKey};
 pub use answer::{ANSWER_BYTES, AckFailure, Acknowledged, Relayed, RoomRecord, SocketRecord, parts};
 pub use request::{EndStatus, Op, RequestHead};
 
-/// The protocol version that this build speaks, and the oldest that it understands.
-pub const PROTOCOL: u16 = 1;
+/// The newest protocol version that this build speaks.
+pub const PROTOCOL: u16 = 2;
 /// The oldest protocol version that this build still understands.
 pub const PROTOCOL_MIN: u16 = 1;
 /// The largest head, in bytes. Cost: nothing is held, it bounds what a decoder reads.

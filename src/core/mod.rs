@@ -12,4 +12,5 @@ pub mod refusals;
 pub mod requests;
 pub mod routes;
 pub mod slices;
+pub mod version;
 pub mod watchdog;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::link::{Failed, Link, NOBODY};
 use super::{ConnectError, Emitter, EmitterState, Inner, Parser};
 use crate::config::Config;
+use crate::core::version::Protocols;
 use crate::error::StartError;
 use crate::gossip::discovery::{Resolver, Seed, default_resolver};
 use crate::hub::Hub;
@@ -168,6 +169,7 @@ impl EmitterBuilder {
             .collect::<Result<_, _>>()
             .map_err(|error| start(error.into()))?;
         let cluster = ClusterName::new(&self.cluster).map_err(|error| start(error.into()))?;
+        let protocols = Protocols::up_to(self.config.protocol.max).map_err(|error| start(error.into()))?;
         let seed = random_seed()?;
         let started = wall_clock();
         let certificates = self.config.certificates.clone();
@@ -202,7 +204,15 @@ impl EmitterBuilder {
             hub: Arc::clone(&hub),
             queue: Arc::clone(&queue),
             endpoint: endpoint.clone(),
-            card: Card { cluster, id: id.clone(), incarnation, advertise: nowhere, nonce: 0, emitter: true },
+            card: Card {
+                cluster,
+                id: id.clone(),
+                incarnation,
+                advertise: nowhere,
+                nonce: 0,
+                emitter: true,
+                protocols,
+            },
             seeds,
             resolver: self.resolver,
             move_after: self.move_after,

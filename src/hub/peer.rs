@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -103,6 +103,8 @@ pub(crate) struct PeerQueue {
     /// The link, while there is one.
     path: ArcSwapOption<Box<dyn LinkPath>>,
     state: AtomicU8,
+    /// The protocol version of the link that stands or stood last; 0 before the first.
+    version: AtomicU16,
     /// When the link came up, in milliseconds of the node's clock.
     pub(crate) link_since_ms: AtomicU64,
     closed: AtomicBool,
@@ -201,6 +203,7 @@ impl PeerQueue {
             acked: Notify::new(),
             path: ArcSwapOption::empty(),
             state: AtomicU8::new(0),
+            version: AtomicU16::new(0),
             link_since_ms: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             dead: AtomicBool::new(false),
@@ -611,6 +614,16 @@ impl PeerQueue {
     /// The round trip and the address of the link, while there is one.
     pub(crate) fn link(&self) -> Option<(Duration, SocketAddr)> {
         self.path.load().as_ref().map(|path| (path.round_trip(), path.remote()))
+    }
+
+    /// The protocol version of the link that stands or stood last; none before the first.
+    pub(crate) fn version(&self) -> Option<u16> {
+        Some(self.version.load(Ordering::Acquire)).filter(|version| *version > 0)
+    }
+
+    /// A link of this protocol version comes up.
+    pub(crate) fn set_version(&self, version: u16) {
+        self.version.store(version, Ordering::Release);
     }
 
     pub(crate) fn state(&self) -> LinkState {

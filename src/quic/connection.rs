@@ -115,6 +115,8 @@ pub(super) struct Ends {
 
 /// Makes a greeted connection the way to its peer. [`run`] comes next.
 pub(crate) fn open(greeted: &Greeted, peer: &PeerQueue, runtime: Handle) {
+    // First the version: who finds the path finds what may be said on it.
+    peer.set_version(greeted.version());
     peer.set_path(Some(Box::new(Path::new(greeted.conn.clone(), runtime))));
     peer.set_state(LinkState::Syncing);
 }

@@ -8,9 +8,10 @@ use smallvec::smallvec;
 use tokio::time::{Instant, timeout_at};
 
 use crate::core::frame::{
-    EXTENSION_ROLE, FrameLimits, Head, Hello, LENGTH_BYTES, MAX_HEAD_BYTES, PROTOCOL, PROTOCOL_MIN,
-    ROLE_EMITTER, Refusal, RefusalKind, decode_head, encode_head, frame_len,
+    EXTENSION_ROLE, FrameLimits, Head, Hello, LENGTH_BYTES, MAX_HEAD_BYTES, ROLE_EMITTER, Refusal,
+    RefusalKind, decode_head, encode_head, frame_len,
 };
+use crate::core::version::Protocols;
 use crate::error::LinkError;
 use crate::ids::{Incarnation, NodeId};
 use crate::quic::tls::{self, ClusterName};
@@ -51,6 +52,8 @@ pub(crate) struct Card {
     pub(crate) nonce: u64,
     /// Whether it is no node, but an emitter.
     pub(crate) emitter: bool,
+    /// The versions that it speaks; of a peer, those that this node speaks, too.
+    pub(crate) protocols: Protocols,
 }
 
 /// A peer that has said who it is.
@@ -138,6 +141,11 @@ pub(crate) async fn accept(
 }
 
 impl Greeted {
+    /// The protocol version of the link: the newest that both speak.
+    pub(crate) fn version(&self) -> u16 {
+        self.theirs.protocols.max
+    }
+
     /// Answers an accepted dial.
     pub(crate) async fn welcome(&mut self, own: &Card) -> Result<(), LinkError> {
         send_hello(&mut self.send, own).await
@@ -174,8 +182,8 @@ async fn refuse(conn: &Connection, send: &mut SendStream, error: &LinkError) {
 async fn send_hello(send: &mut SendStream, own: &Card) -> Result<(), LinkError> {
     let advertise = own.advertise.to_string();
     let hello = Hello {
-        protocol_min: PROTOCOL_MIN,
-        protocol_max: PROTOCOL,
+        protocol_min: own.protocols.min,
+        protocol_max: own.protocols.max,
         cluster: own.cluster.as_str(),
         node: own.id.as_str(),
         incarnation: own.incarnation.0,
@@ -218,10 +226,8 @@ pub(crate) fn read_card(
 }
 
 fn check_hello(hello: &Hello<'_>, own: &Card, remote: SocketAddr) -> Result<Card, LinkError> {
-    if hello.protocol_min > PROTOCOL || hello.protocol_max < PROTOCOL_MIN {
-        let theirs = format!("{} to {}", hello.protocol_min, hello.protocol_max);
-        return Err(LinkError::Protocol { ours: PROTOCOL, theirs });
-    }
+    let (ours, theirs) = (own.protocols, Protocols { min: hello.protocol_min, max: hello.protocol_max });
+    let protocols = ours.common(theirs).ok_or(LinkError::Protocol { ours, theirs })?;
     if hello.cluster != own.cluster.as_str() {
         return Err(LinkError::Cluster { ours: own.cluster.to_string(), theirs: hello.cluster.to_owned() });
     }
@@ -238,7 +244,8 @@ fn check_hello(hello: &Hello<'_>, own: &Card, remote: SocketAddr) -> Result<Card
         advertise.set_ip(remote.ip());
     }
     let emitter = hello.extensions.contains(&(EXTENSION_ROLE, ROLE_EMITTER));
-    Ok(Card { cluster: own.cluster.clone(), id, incarnation, advertise, nonce: hello.nonce, emitter })
+    let cluster = own.cluster.clone();
+    Ok(Card { cluster, id, incarnation, advertise, nonce: hello.nonce, emitter, protocols })
 }
 
 /// What the end of a connection means.

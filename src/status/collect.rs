@@ -100,6 +100,7 @@ impl LinkReport {
             incarnation: peer.incarnation.0,
             address: link.map(|(_, addr)| addr.to_string()),
             state: state.name().to_owned(),
+            protocol: peer.version(),
             round_trip_us: link.map(|(round_trip, _)| saturate(round_trip.as_micros())),
             uptime_ms: (state != LinkState::Down).then_some(up_for),
             links: get(&counters.links),

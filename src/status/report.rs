@@ -124,6 +124,10 @@ pub struct LinkReport {
     pub address: Option<String>,
     /// `down`, `syncing` (its rooms are not known: it gets every message) or `up`.
     pub state: String,
+    /// The protocol version of the link that stands or stood last; none before the first, and from a node that is too old to
+    /// say.
+    #[serde(default)]
+    pub protocol: Option<u16>,
     /// The smoothed round trip of QUIC, in microseconds; none while there is no link.
     pub round_trip_us: Option<u64>,
     /// How long the link stands, in milliseconds; none while there is no link.

@@ -10,7 +10,6 @@ use prometheus::proto::{Bucket, Counter, Gauge, LabelPair, MetricFamily, MetricT
 use prometheus::{Encoder, TextEncoder};
 
 use super::metrics::{self as m, Kind, Metric};
-use crate::core::frame::PROTOCOL;
 use crate::core::link::LinkState;
 use crate::core::members::MemberState;
 use crate::hub::Hub;
@@ -136,7 +135,7 @@ impl Page {
 
     fn node(&mut self, node: &Node) {
         let hub = node.hub();
-        let (version, protocol) = (env!("CARGO_PKG_VERSION"), PROTOCOL.to_string());
+        let (version, protocol) = (env!("CARGO_PKG_VERSION"), hub.config.protocol.max.to_string());
         self.add(&m::BUILD_INFO, &[version, &protocol, node.cluster(), hub.id.as_str()], 1.0);
         self.add(&m::START_TIME, &[], node.started_unix_ms() as f64 / 1000.0);
         self.add_flag(&m::LIVE, &[], node.is_live());

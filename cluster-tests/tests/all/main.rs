@@ -46,3 +46,4 @@ mod stalls;
 mod sticky;
 mod supply;
 mod trust;
+mod versions;

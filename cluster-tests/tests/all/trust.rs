@@ -68,7 +68,7 @@ async fn an_unknown_protocol_version_is_refused() {
     let nodes = setup.formed(1).await;
     let mut peer = RawPeer::new(&setup, 9);
     peer.protocol = (99, 100);
-    refused(&nodes[0], &peer, "no common protocol version: ours 1, theirs 99 to 100").await;
+    refused(&nodes[0], &peer, "no common protocol version: ours 1 to 2, theirs 99 to 100").await;
     // A later version that still speaks ours is welcome.
     peer.protocol = (1, 100);
     let mut link = peer.link(nodes[0].addr(), "/x").await;

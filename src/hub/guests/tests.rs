@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::core::frame::{Head, LENGTH_BYTES, PayloadKind, decode_body, decode_head, encode_body, frame_len};
 use crate::core::inbox::Verdict;
 use crate::core::interest::RoomMode;
+use crate::core::version::Protocols;
 use crate::hub::requests::{Request, everyone};
 use crate::hub::{Attachment, Inbound};
 use crate::ids::Seq;
@@ -44,6 +45,7 @@ fn card(id: &str, incarnation: u64) -> Card {
         advertise: "127.0.0.1:1".parse().unwrap(),
         nonce: 1,
         emitter: true,
+        protocols: Protocols::default(),
     }
 }
 
