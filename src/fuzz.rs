@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::core::frame::{
     Acknowledged, FrameLimits, Head, InterestLimits, InterestReader, InterestStep, LENGTH_BYTES, Op, Relayed,
     RoomRecord, SocketRecord, decode_body, decode_broadcast, decode_head, decode_keys, decode_stream,
-    encode_body, frame_len,
+    encode_body, frame_len, trace_frame,
 };
 use crate::core::interest::{InterestChange, RoomMode};
 use crate::core::presence::Presence;
@@ -67,6 +67,7 @@ fn frame(bytes: &[u8]) -> bool {
                     assert_eq!((added.len() + removed.len()) * 8, payload.len());
                 }
             }
+            Head::Trace(context) => assert_eq!(trace_frame(context)[LENGTH_BYTES..], *bytes),
             Head::Broadcast(broadcast) => {
                 assert!(broadcast.rooms.iter().all(|room| room.len() <= LIMITS.max_room_bytes));
                 let attached: u64 = broadcast.attachments.iter().map(|len| u64::from(*len)).sum();

@@ -41,6 +41,7 @@
 //! * [`servers`]: events for the servers themselves (`hub/handlers.rs`: who handles them).
 //! * `socketioxide`: the front for socketioxide.
 //! * `status`: the status endpoint.
+//! * [`trace`]: traces across nodes.
 //! * `connections`: connections of clients that are closed a few at a time.
 //! * `fuzz`: every decoder that bytes from the network reach, for the fuzz targets; no part of the API.
 //!
@@ -80,6 +81,7 @@ pub mod servers;
 #[cfg(feature = "socketioxide")]
 pub mod socketioxide;
 pub mod status;
+pub mod trace;
 
 pub use config::Config;
 pub use core::members::{Member as ClusterMember, MemberState};

@@ -582,6 +582,7 @@ impl NodeBuilder {
         config.discovery.jitter_seed = random_seed;
         config.discovery.node = id.to_string();
         let hub = Hub::new(id.clone(), incarnation, config);
+        hub.set_tracer(self.tracer);
         let (wanted_tx, wanted) = mpsc::channel(WANTED);
         let (arrived_tx, arrived) = mpsc::channel(transport::INCOMING_DEFAULT);
         let links = Arc::new(LinkTable::new(Arc::clone(&hub), wanted_tx.clone(), arrived_tx));

@@ -10,6 +10,7 @@ mod last;
 mod list;
 mod request;
 mod short;
+mod trace;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -18,6 +19,9 @@ use smallvec::SmallVec;
 
 pub use self::incoming::{InterestLimits, InterestReader, InterestStep};
 pub use self::last::{LastHead, Message};
+pub(crate) use self::trace::TRACE;
+pub use self::trace::{Ahead, TRACE_BYTES, TRACE_SINCE, TraceFrame, trace_frame};
+use crate::core::trace::TraceContext;
 use crate::ids::{Namespace, RoomKey};
 pub use answer::{ANSWER_BYTES, AckFailure, Acknowledged, Relayed, RoomRecord, SocketRecord, parts};
 pub use request::{EndStatus, Op, RequestHead};
@@ -115,6 +119,8 @@ pub enum Head<'a> {
         /// The number of the question.
         id: u64,
     },
+    /// The trace that the counted frame right behind belongs to. Since version 2 ([`TRACE_SINCE`]).
+    Trace(TraceContext),
 }
 
 impl Head<'_> {
@@ -300,6 +306,9 @@ pub enum FrameError {
     /// A frame repeats the head of the last broadcast, and there was none. The link is closed.
     #[error("a repeated head before any broadcast")]
     NothingToRepeat,
+    /// A trace context that is not followed by a counted frame. The link is closed.
+    #[error("a trace context without the frame that it is for")]
+    Trace,
     /// A frame about rooms that does not fit those before it, or says too much. The link is closed.
     #[error("unusable interest: {0}")]
     Interest(String),
@@ -498,6 +507,7 @@ pub fn decode_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, FrameErr
 pub fn decode_stream(bytes: &[u8], limits: &FrameLimits) -> Result<usize, FrameError> {
     let (mut frames, mut at) = (0, 0);
     let (mut last, mut interest) = (LastHead::default(), InterestReader::new(InterestLimits::default()));
+    let mut ahead = Ahead::default();
     while let Some(length) = frame_len(&bytes[at..], limits)? {
         let range = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
         let Some(frame) = bytes.get(range.clone()) else { break };
@@ -505,6 +515,9 @@ pub fn decode_stream(bytes: &[u8], limits: &FrameLimits) -> Result<usize, FrameE
         let message = last.read(bytes, range, limits)?.map(|message| message.payload_at);
         let (head, used) = decode_head(frame, limits)?;
         debug_assert_eq!(message, matches!(head, Head::Broadcast(_) | Head::Again).then_some(used));
+        if let Some(context) = ahead.read(&head)? {
+            debug_assert!(head.is_counted() && context.is_valid());
+        }
         match &head {
             Head::Interest(head) => drop(interest.part(head, &frame[used..])?),
             Head::Rooms { number, added } => drop(interest.rooms(*number, *added, &frame[used..])?),
@@ -532,6 +545,10 @@ fn check(head: &Head<'_>, payload_len: usize, limits: &FrameLimits) -> Result<()
             let (got, limit) = (saturated(*first), saturated(MAX_FIRST));
             let field = "first frame number";
             if *first > MAX_FIRST { Err(FrameError::Limit { field, got, limit }) } else { Ok(()) }
+        }
+        // It says nothing about bytes behind it, now or later: those are of the next frame.
+        Head::Trace(context) if payload_len > 0 || !context.is_valid() => {
+            Err(FrameError::Payload("no trace context"))
         }
         Head::Hello(h) => {
             limit("cluster name", h.cluster.len(), 255)?;

@@ -12,5 +12,6 @@ pub mod refusals;
 pub mod requests;
 pub mod routes;
 pub mod slices;
+pub mod trace;
 pub mod version;
 pub mod watchdog;

@@ -6,6 +6,8 @@
 //! broadcast that is that of the broadcast before is not repeated. The first broadcast of each has its own, so that any of
 //! them can be the first of a link.
 //!
+//! The trace context of a frame lies right before it, has no number of its own, and goes and stays with it.
+//!
 //! Frames that are given up before they were sent leave a hole in the numbers. Where sending comes to one, a
 //! [`Head::Start`] with the next number goes out, and the frames of the hole are counted as lost.
 
@@ -22,7 +24,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::{SmallVec, smallvec};
 
 use self::ranges::Ranges;
-use crate::core::frame::{AGAIN, BROADCAST, Head, LENGTH_BYTES, Resume, encode_head, reread_broadcast};
+use crate::core::frame::{
+    AGAIN, BROADCAST, Head, LENGTH_BYTES, Resume, TRACE, TraceFrame, encode_head, reread_broadcast,
+};
 use crate::ids::Seq;
 
 /// Payloads up to this size are copied into the shared buffer; larger ones are held by reference.
@@ -42,6 +46,8 @@ pub struct Outbox {
     limit_bytes: usize,
     /// Whether the oldest frames make room at the limit; else the newest is refused.
     drop_oldest: bool,
+    /// Whether the peer reads the trace contexts of frames; else they are left out.
+    traces: bool,
     /// Whether a link stands: what was sent over it may have been applied.
     linked: bool,
     /// When the last one ended that came as far as a [`resume`](Self::resume).
@@ -56,7 +62,7 @@ pub struct Outbox {
     open_since_ms: u64,
     /// Where the last whole head of a broadcast stands in `open`; empty for none.
     open_head: Range<usize>,
-    /// The bytes that the last frame took.
+    /// The bytes that the last frame took, without its trace context.
     newest_bytes: usize,
     /// The bytes in `under_way`, `waiting` and `open`, and those in `under_way` alone.
     bytes: usize,
@@ -153,6 +159,7 @@ impl Outbox {
             epoch,
             limit_bytes,
             drop_oldest: false,
+            traces: false,
             linked: false,
             ended_ms: 0,
             under_way: VecDeque::new(),
@@ -196,6 +203,7 @@ impl Outbox {
     }
 
     /// The bytes that the frame that was pushed last takes: less than it was given as when its head is not repeated.
+    /// Without its trace context.
     pub fn newest_bytes(&self) -> usize {
         self.newest_bytes
     }
@@ -239,21 +247,45 @@ impl Outbox {
     /// room for it: it has no number and is gone. An empty outbox takes any frame, so that no frame is too large for every
     /// outbox.
     pub fn push(&mut self, head: &[u8], payload: &Bytes, now_ms: u64) -> Result<Seq, DropReason> {
-        self.push_at(head, payload, || now_ms)
+        self.push_at(None, head, payload, || now_ms)
     }
 
-    /// As [`push`](Self::push), but asks for the time only when it is needed: most frames go into a buffer that has
-    /// one already, and reading the clock would cost as much as the rest.
+    /// Whether the peer reads the trace contexts of frames. Not before it has said so. Those that are held for a peer that
+    /// does not are taken out; to be called before [`resume`](Self::resume).
+    pub fn set_traces(&mut self, traces: bool) {
+        if std::mem::replace(&mut self.traces, traces) && !traces {
+            self.close_open();
+            let chunks = self.under_way.iter_mut().map(|chunk| (chunk, true));
+            for (chunk, sent) in chunks.chain(self.waiting.iter_mut().map(|chunk| (chunk, false))) {
+                let before = chunk.len();
+                chunk.parts[0] = without_traces(&chunk.parts[0]);
+                let less = before - chunk.len();
+                self.bytes -= less;
+                self.bytes_under_way -= if sent { less } else { 0 };
+            }
+        }
+    }
+
+    /// Whether the peer reads the trace contexts of frames.
+    pub fn traces(&self) -> bool {
+        self.traces
+    }
+
+    /// As [`push`](Self::push), with the trace context of the frame, which is left out if the peer does not read those.
+    /// Asks for the time only when it is needed: most frames go into a buffer that has one already, and reading the clock
+    /// would cost as much as the rest.
     ///
     /// # Errors
     /// As [`push`](Self::push).
     pub fn push_at(
         &mut self,
+        trace: Option<&TraceFrame>,
         head: &[u8],
         payload: &Bytes,
         now_ms: impl FnOnce() -> u64,
     ) -> Result<Seq, DropReason> {
-        let len = head.len() + payload.len();
+        let trace = trace.filter(|_| self.traces).map_or(&[][..], |trace| &trace[..]);
+        let len = trace.len() + head.len() + payload.len();
         if self.bytes + len > self.limit_bytes && self.bytes > 0 && !self.make_room(len) {
             return Err(DropReason::QueueFull);
         }
@@ -264,8 +296,10 @@ impl Outbox {
         self.last = self.last.next();
         self.frames += 1;
         if large {
-            (self.bytes, self.newest_bytes) = (self.bytes + len, len);
-            let parts = smallvec![Bytes::copy_from_slice(head), payload.clone()];
+            (self.bytes, self.newest_bytes) = (self.bytes + len, len - trace.len());
+            let head =
+                if trace.is_empty() { Bytes::copy_from_slice(head) } else { [trace, head].concat().into() };
+            let parts = smallvec![head, payload.clone()];
             self.waiting.push_back(Chunk { first: self.last, count: 1, since_ms: now_ms(), parts });
             return Ok(self.last);
         }
@@ -275,6 +309,7 @@ impl Outbox {
                 self.open = BytesMut::with_capacity(BUFFER_BYTES.max(len));
             }
         }
+        self.open.extend_from_slice(trace);
         let before = self.open.len();
         if !self.open_head.is_empty() && self.open[self.open_head.clone()] == head[LENGTH_BYTES..] {
             // At most `INLINE_BYTES` and one.
@@ -282,14 +317,15 @@ impl Outbox {
             self.open.put_u8(AGAIN);
         } else {
             if head.get(LENGTH_BYTES) == Some(&BROADCAST) {
-                self.open_head = before + LENGTH_BYTES..before + head.len();
+                let at = self.open.len();
+                self.open_head = at + LENGTH_BYTES..at + head.len();
             }
             self.open.extend_from_slice(head);
         }
         self.open.extend_from_slice(payload);
         self.open_count += 1;
         self.newest_bytes = self.open.len() - before;
-        self.bytes += self.newest_bytes;
+        self.bytes += trace.len() + self.newest_bytes;
         Ok(self.last)
     }
 
@@ -533,7 +569,7 @@ impl Outbox {
     }
 }
 
-/// What is left of gathered frames without the first `count`. The first broadcast that is left has its whole head; what
+/// What is left of gathered frames without the first `count` counted ones, and what stands before those. The first broadcast that is left has its whole head; what
 /// is left is never longer than what was there. None when the bytes are not frames.
 fn cut_frames(bytes: &Bytes, count: u64) -> Option<Bytes> {
     let frame = |at: usize| {
@@ -541,11 +577,13 @@ fn cut_frames(bytes: &Bytes, count: u64) -> Option<Bytes> {
         bytes.get(at + LENGTH_BYTES..at + LENGTH_BYTES + length)
     };
     let (mut cut, mut whole): (_, &[u8]) = (0, &[]);
-    for _ in 0..count {
+    let mut left = count;
+    while left > 0 {
         let frame = frame(cut)?;
         if frame.first() == Some(&BROADCAST) {
             whole = frame;
         }
+        left -= u64::from(frame.first() != Some(&TRACE));
         cut += LENGTH_BYTES + frame.len();
     }
     let mut at = cut;
@@ -566,4 +604,17 @@ fn cut_frames(bytes: &Bytes, count: u64) -> Option<Bytes> {
         }
     }
     Some(bytes.slice(cut..))
+}
+
+/// The same frames without trace contexts. The last frame may go on beyond the end: a large payload is a part of its own.
+fn without_traces(bytes: &Bytes) -> Bytes {
+    let (mut kept, mut at) = (BytesMut::with_capacity(bytes.len()), 0);
+    while let Some(length) = bytes[at..].first_chunk::<LENGTH_BYTES>() {
+        let end = (at + LENGTH_BYTES).saturating_add(u32::from_le_bytes(*length) as usize).min(bytes.len());
+        if bytes.get(at + LENGTH_BYTES) != Some(&TRACE) {
+            kept.extend_from_slice(&bytes[at..end]);
+        }
+        at = end;
+    }
+    if kept.len() == bytes.len() { bytes.clone() } else { kept.freeze() }
 }

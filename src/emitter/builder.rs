@@ -21,6 +21,7 @@ use crate::node::{keep_certificates, micros, random_seed, wall_clock};
 use crate::quic::endpoint::{self, BindError};
 use crate::quic::handshake::Card;
 use crate::quic::tls::{ClusterName, ClusterSecret, Identity, PemFiles};
+use crate::trace::Tracer;
 
 /// What stands for the other end of the link where a name is needed: the frames may be for any node.
 const CLUSTER: &str = "cluster";
@@ -36,6 +37,7 @@ pub struct EmitterBuilder {
     move_after: Duration,
     request_timeout: Duration,
     config: Config,
+    tracer: Option<Box<dyn Tracer>>,
     resolver: Arc<dyn Resolver>,
     socket: Option<Arc<dyn AsyncUdpSocket>>,
 }
@@ -53,6 +55,7 @@ impl EmitterBuilder {
             request_timeout: Duration::from_secs(5),
             config: Config::default(),
             resolver: default_resolver(),
+            tracer: None,
             socket: None,
         }
     }
@@ -113,6 +116,13 @@ impl EmitterBuilder {
     /// `quic`, `certificates`.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
+        self
+    }
+
+    /// Takes part in traces: what is emitted in a sampled one takes its place in it along. Default is none. See
+    /// [`crate::trace`].
+    pub fn tracer(mut self, tracer: impl Tracer) -> Self {
+        self.tracer = Some(Box::new(tracer));
         self
     }
 
@@ -192,6 +202,7 @@ impl EmitterBuilder {
         let peer = NodeId::new(CLUSTER).map_err(|error| start(error.into()))?;
         let incarnation = Incarnation(micros(started));
         let hub = Hub::new(id.clone(), incarnation, self.config);
+        hub.set_tracer(self.tracer);
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let limit = hub.config.link.outbox_bytes;
         let queue = hub.add_peer(|slot| {

@@ -15,9 +15,10 @@ use crate::error::{DropReason, LinkError};
 use crate::hub::peer::{PeerQueue, PeerRole};
 use crate::hub::requests::{ANSWER_GRACE, Ask, Asked, Missing, MissingReason, Reply, Targets};
 use crate::hub::summary::SUMMARY;
-use crate::hub::{Hub, Recent, SERVERS, lock};
+use crate::hub::{Hub, Recent, SERVERS, lock, trace};
 use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
 use crate::quic::handshake::Card;
+use crate::trace::TraceContext;
 
 /// The bit of a volatile message in the flags of a frame.
 pub(super) const VOLATILE: u8 = 0x04;
@@ -163,36 +164,48 @@ impl Guests {
 }
 
 impl Hub {
-    /// A broadcast came over a link: of a member for those here, of an emitter for the whole cluster.
+    /// A broadcast came over a link, with the trace that it is a part of: of a member for those here, of an emitter for the
+    /// whole cluster.
     #[inline]
     pub(crate) fn arrived(
         &self,
         from: &PeerQueue,
         recent: &mut Recent,
+        trace: Option<TraceContext>,
         head: &BroadcastHead<'_>,
         payload: Bytes,
     ) {
-        if from.role == PeerRole::Guest {
-            self.relay(head, &payload);
-        } else {
-            self.deliver_recent(recent, head, payload);
-        }
+        self.traced(trace, &from.id, head.ns, trace::BROADCAST, || {
+            if from.role == PeerRole::Guest {
+                self.relay(head, &payload, self.carried(trace));
+            } else {
+                self.deliver_recent(recent, head, payload);
+            }
+        });
     }
 
     /// As [`arrived`](Self::arrived), for one that came alone.
-    pub(crate) fn arrived_alone(&self, from: &PeerQueue, head: &BroadcastHead<'_>, payload: &Bytes) {
+    pub(crate) fn arrived_alone(
+        &self,
+        from: &PeerQueue,
+        trace: Option<TraceContext>,
+        head: &BroadcastHead<'_>,
+        payload: &Bytes,
+    ) {
         if self.summary_arrived(from, head.ns, payload) {
             return;
         }
-        if from.role == PeerRole::Guest {
-            self.relay(head, payload);
-        } else {
-            self.deliver(head, payload);
-        }
+        self.traced(trace, &from.id, head.ns, trace::BROADCAST, || {
+            if from.role == PeerRole::Guest {
+                self.relay(head, payload, self.carried(trace));
+            } else {
+                self.deliver(head, payload);
+            }
+        });
     }
 
     /// Delivers a broadcast of an emitter here, and sends it to the nodes that need it.
-    fn relay(&self, head: &BroadcastHead<'_>, payload: &Bytes) {
+    fn relay(&self, head: &BroadcastHead<'_>, payload: &Bytes, carried: Option<TraceContext>) {
         self.deliver(head, payload);
         let Some(route) = Route::of(head) else { return };
         // What nodes say to each other is not for emitters to say.
@@ -200,7 +213,7 @@ impl Hub {
             return;
         }
         // What a queue had no room for is counted as for a broadcast of this node.
-        let _ = self.send(&route.ns, &route.rooms, head, payload, head.flags & VOLATILE != 0);
+        let _ = self.send_on(&route.ns, &route.rooms, head, payload, head.flags & VOLATILE != 0, carried);
     }
 
     /// Does here what an emitter asks or orders, and passes it on. Must not wait.
@@ -209,6 +222,7 @@ impl Hub {
         from: &Arc<PeerQueue>,
         head: &RequestHead<'_>,
         payload: &Bytes,
+        carried: Option<TraceContext>,
     ) {
         let link = &self.config.link;
         let share = link.max_requests / SHARE_OF_REQUESTS / link.max_emitters.max(1);
@@ -223,13 +237,13 @@ impl Hub {
             _ => Targets::Rooms(&route.ns, &route.rooms),
         };
         if head.id == 0 {
-            self.order(targets, head, payload, true);
+            self.order_on(targets, head, payload, true, carried);
             return;
         }
         // The emitter waits longer than those who answer, and this node in between.
         let timeout = Duration::from_millis(head.timeout_ms.into()).saturating_sub(ANSWER_GRACE);
         let timeout = (head.timeout_ms > 0).then(|| timeout.max(Duration::from_millis(1)));
-        match self.ask(Ask { targets, head: same(head), timeout, here: true }, payload) {
+        match self.ask_on(Ask { targets, head: same(head), timeout, here: true }, payload, carried) {
             Ok(asked) => drop(tokio::spawn(pass_on(asked, reply))),
             Err(_) => reply.end_as(EndStatus::Busy),
         }

@@ -15,6 +15,7 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
 
 use crate::core::frame::{BroadcastHead, EndStatus, Op};
 use crate::core::interest::RoomMode;
@@ -253,7 +254,8 @@ impl Inbound for Front {
                 _permit: Arc::clone(&permit),
             };
             let begun = catch_unwind(AssertUnwindSafe(|| handler(request.from, request.payload)));
-            start(task.run(begun.ok()));
+            // What the handler does later belongs to the trace that the event came with, too.
+            start(task.run(begun.ok()).in_current_span());
         }
     }
 }

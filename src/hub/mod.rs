@@ -14,13 +14,14 @@ pub(crate) mod requests;
 pub(crate) mod rooms;
 mod settle;
 pub(crate) mod summary;
+pub(crate) mod trace;
 pub(crate) mod waits;
 
 use std::any::Any;
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use arc_swap::{ArcSwap, Cache};
 use bytes::{Bytes, BytesMut};
@@ -30,13 +31,14 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::core::frame::{BroadcastHead, FrameLimits, LENGTH_BYTES, encode_broadcast};
+use crate::core::frame::{BroadcastHead, FrameLimits, LENGTH_BYTES, TraceFrame, encode_broadcast};
 use crate::core::interest::RoomMode;
 use crate::core::refusals::{Line, Refusals};
 use crate::core::routes::{PeerMask, Routes, RoutesConfig};
 use crate::error::{DropReason, IdError, LinkError};
 use crate::event::Event;
 use crate::ids::{Incarnation, Namespace, NodeId, PeerSlot, RoomKey};
+use crate::trace::{TraceContext, Tracer};
 use feed::InterestFeed;
 use guests::Guests;
 use handlers::Handlers;
@@ -228,6 +230,8 @@ pub(crate) struct Hub {
     pub(crate) handlers: Handlers,
     /// The emitters that are linked to this node.
     pub(crate) guests: Guests,
+    /// Connects this node to traces, when it is to be.
+    tracer: OnceLock<Box<dyn Tracer>>,
     pub(crate) events: broadcast::Sender<Event>,
     /// Room events, for whoever listens.
     pub(crate) room_feed: Arc<RoomFeed>,
@@ -368,6 +372,7 @@ impl Hub {
             summaries: summary::ask::Summaries::default(),
             handlers: Handlers::new(config.link.max_server_events),
             guests: Guests::default(),
+            tracer: OnceLock::new(),
             events: broadcast::channel(config.event_buffer.0).0,
             room_feed: RoomFeed::new(config.room_event_buffer.0),
             refusals: Mutex::default(),
@@ -431,13 +436,29 @@ impl Hub {
         payload: &Bytes,
         volatile: bool,
     ) -> Receipt {
-        self.send_by(ns, rooms, head, payload, volatile, |peer, head| {
-            peer.push(head, payload, || self.now_ms()).map(|_| true)
+        self.send_on(ns, rooms, head, payload, volatile, None)
+    }
+
+    /// As [`send`](Self::send), for what came from an emitter, with the trace that it brought: see
+    /// [`carried`](Self::carried).
+    fn send_on(
+        &self,
+        ns: &Namespace,
+        rooms: &[RoomKey],
+        head: &BroadcastHead<'_>,
+        payload: &Bytes,
+        volatile: bool,
+        carried: Option<TraceContext>,
+    ) -> Receipt {
+        let trace = self.trace_out(carried, head.ns, trace::BROADCAST, || self.wants(ns, rooms));
+        let trace = trace.as_ref().map(|trace| &trace.frame);
+        self.send_by(ns, rooms, head, payload, volatile.then_some(trace), |peer, head| {
+            peer.push(trace, head, payload, || self.now_ms()).map(|_| true)
         })
     }
 
     /// As [`send`](Self::send), with the way into the queue of a peer: `push` says whether the frame, whose encoded head it
-    /// is given, is queued; else it waits.
+    /// is given, is queued; else it waits. What is `volatile` takes another way, with its trace.
     #[inline]
     fn send_by(
         &self,
@@ -445,7 +466,7 @@ impl Hub {
         rooms: &[RoomKey],
         head: &BroadcastHead<'_>,
         payload: &Bytes,
-        volatile: bool,
+        volatile: Option<Option<&TraceFrame>>,
         mut push: impl FnMut(&Arc<PeerQueue>, &[u8]) -> Result<bool, DropReason>,
     ) -> Receipt {
         SCRATCH.with_borrow_mut(|scratch| {
@@ -466,8 +487,8 @@ impl Hub {
                 receipt.targeted += 1;
                 let outcome = match (fits, volatile) {
                     (false, _) => Err(DropReason::TooLarge),
-                    (true, true) => peer.send_volatile(scratch, payload).map(|()| true),
-                    (true, false) => push(peer, scratch),
+                    (true, Some(trace)) => peer.send_volatile(trace, scratch, payload).map(|()| true),
+                    (true, None) => push(peer, scratch),
                 };
                 match outcome {
                     Ok(queued) => receipt.queued += usize::from(queued),

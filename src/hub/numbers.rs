@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use crate::core::frame::{BROADCAST, Head};
+use crate::core::frame::{BROADCAST, Head, TRACE};
 
 /// Whom a broadcast is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl EmitCounts {
 }
 
 /// The number of types of frames: see [`Head`].
-const TYPES: usize = 15;
+const TYPES: usize = 16;
 
 /// Frames and their bytes by the first byte of their head; a head that is repeated counts as a broadcast. The bytes are
 /// those on the stream: length, head and payload.
@@ -115,7 +115,7 @@ struct Tally {
 
 impl FrameCounts {
     /// The names of the types, and the first bytes of the heads that each has.
-    pub(crate) const NAMES: [(&str, &[u8]); 9] = [
+    pub(crate) const NAMES: [(&str, &[u8]); 10] = [
         ("broadcast", &[BROADCAST]),
         ("received", &[4]),
         ("interest", &[5, 9]),
@@ -124,6 +124,7 @@ impl FrameCounts {
         ("end", &[12]),
         ("credit", &[13]),
         ("cancel", &[14]),
+        ("trace", &[TRACE]),
         ("control", &[2, 3, 6]),
     ];
 
@@ -162,6 +163,7 @@ impl FrameCounts {
             Head::End { .. } => 12,
             Head::Credit { .. } => 13,
             Head::Cancel { .. } => 14,
+            Head::Trace(_) => TRACE,
         };
         self.count(first, 1, bytes as u64);
     }

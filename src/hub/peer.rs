@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::config::{LinkConfig, QueuePolicy};
-use crate::core::frame::{Head, LENGTH_BYTES, Resume, encode_head};
+use crate::core::frame::{Head, LENGTH_BYTES, Resume, TRACE, TRACE_SINCE, TraceFrame, encode_head};
 use crate::core::inbox::Inbox;
 use crate::core::link::LinkState;
 use crate::core::outbox::{GivenUp, Outbox, Resumed, Taken};
@@ -72,6 +72,7 @@ impl PeerRole {
                     | Head::InterestWanted
                     | Head::Broadcast(_)
                     | Head::Request(_)
+                    | Head::Trace(_)
             ),
         }
     }
@@ -234,9 +235,11 @@ impl PeerQueue {
         Self { outbox: Mutex::new(outbox.dropping_oldest(drop_oldest)), ..self }
     }
 
-    /// Queues a frame; its bytes are copied or shared, never changed. Returns its number.
+    /// Queues a frame; its bytes are copied or shared, never changed. Returns its number. The trace that it is a part of goes
+    /// with it if the peer reads that.
     pub(crate) fn push(
         &self,
+        trace: Option<&TraceFrame>,
         head: &[u8],
         payload: &Bytes,
         now_ms: impl FnOnce() -> u64,
@@ -248,10 +251,13 @@ impl PeerQueue {
                 return Err(DropReason::PeerGone);
             }
             let had_unsent = outbox.has_unsent();
-            let seq = outbox.push_at(head, payload, now_ms)?;
+            let seq = outbox.push_at(trace, head, payload, now_ms)?;
             // Under the lock, so nobody else counts.
             count_alone(&self.counters.frames_sent, 1);
             self.counters.sent_by_type.count_alone(head.get(LENGTH_BYTES), outbox.newest_bytes());
+            if let Some(trace) = trace.filter(|_| outbox.traces()) {
+                self.counters.sent_by_type.count_alone(Some(&TRACE), trace.len());
+            }
             (had_unsent, seq)
         };
         if !had_unsent {
@@ -287,10 +293,18 @@ impl PeerQueue {
     }
 
     /// Sends a frame now, or not at all.
-    pub(crate) fn send_volatile(&self, head: &[u8], payload: &Bytes) -> Result<(), DropReason> {
+    pub(crate) fn send_volatile(
+        &self,
+        trace: Option<&TraceFrame>,
+        head: &[u8],
+        payload: &Bytes,
+    ) -> Result<(), DropReason> {
         let path = self.path.load();
         let Some(path) = &*path else { return Err(DropReason::NotWritable) };
-        let mut frame = BytesMut::with_capacity(head.len() + payload.len());
+        // After the path: of a version that is older than the path nothing new is said.
+        let trace = trace.filter(|_| self.reads_traces()).map_or(&[][..], |trace| &trace[..]);
+        let mut frame = BytesMut::with_capacity(trace.len() + head.len() + payload.len());
+        frame.extend_from_slice(trace);
         frame.extend_from_slice(head);
         frame.extend_from_slice(payload);
         path.send(frame.freeze())?;
@@ -621,9 +635,15 @@ impl PeerQueue {
         Some(self.version.load(Ordering::Acquire)).filter(|version| *version > 0)
     }
 
-    /// A link of this protocol version comes up.
+    /// Whether frames on the link may have a trace context ahead of them.
+    pub(crate) fn reads_traces(&self) -> bool {
+        self.version().is_some_and(|version| version >= TRACE_SINCE)
+    }
+
+    /// A link of this protocol version comes up; none stands.
     pub(crate) fn set_version(&self, version: u16) {
         self.version.store(version, Ordering::Release);
+        lock(&self.outbox).set_traces(version >= TRACE_SINCE);
     }
 
     pub(crate) fn state(&self) -> LinkState {

@@ -15,13 +15,16 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
-use crate::core::frame::{BroadcastHead, EndStatus, Head, LENGTH_BYTES, Op, RequestHead, encode_head};
+use crate::core::frame::{
+    BroadcastHead, EndStatus, Head, LENGTH_BYTES, Op, RequestHead, TraceFrame, encode_head,
+};
 use crate::core::requests::TooManyRequests;
 use crate::core::routes::PeerMask;
 use crate::error::DropReason;
 use crate::hub::peer::{PeerQueue, PeerRole, count};
-use crate::hub::{Hub, Receipt, cluster_rooms, lock};
+use crate::hub::{Hub, Receipt, cluster_rooms, lock, trace};
 use crate::ids::{Namespace, NodeId, PeerSlot, RoomKey, Seq};
+use crate::trace::TraceContext;
 
 use reply::ReplyTo;
 pub(crate) use reply::{Reply, Serving, Unwanted};
@@ -115,6 +118,17 @@ impl Hub {
     /// # Errors
     /// [`TooManyRequests`] when as many wait as may; nobody was asked.
     pub(crate) fn ask(self: &Arc<Self>, ask: Ask<'_>, payload: &Bytes) -> Result<Asked, TooManyRequests> {
+        self.ask_on(ask, payload, None)
+    }
+
+    /// As [`ask`](Self::ask), for what came from an emitter, with the trace that it brought: see
+    /// [`carried`](Self::carried).
+    pub(super) fn ask_on(
+        self: &Arc<Self>,
+        ask: Ask<'_>,
+        payload: &Bytes,
+        carried: Option<TraceContext>,
+    ) -> Result<Asked, TooManyRequests> {
         let Ask { targets, mut head, timeout, here } = ask;
         let (peers, strangers) = self.select(targets);
         let mut asked: SmallVec<[(PeerSlot, NodeId); 4]> =
@@ -155,7 +169,9 @@ impl Hub {
         }
         if !peers.is_empty() {
             let frame = Head::Request(head.clone());
-            for (peer, reason) in self.push_all(&peers, &frame, payload) {
+            let trace = self.trace_out(carried, head.to.ns, trace::name(head.op), || true);
+            let trace = trace.as_ref().map(|trace| &trace.frame);
+            for (peer, reason) in self.push_all(&peers, trace, &frame, payload) {
                 let reason = match reason {
                     DropReason::PeerGone => MissingReason::Left,
                     other => MissingReason::NotAsked(other),
@@ -181,6 +197,19 @@ impl Hub {
         payload: &Bytes,
         here: bool,
     ) -> Receipt {
+        self.order_on(targets, head, payload, here, None)
+    }
+
+    /// As [`order`](Self::order), for what came from an emitter, with the trace that it brought: see
+    /// [`carried`](Self::carried).
+    pub(super) fn order_on(
+        self: &Arc<Self>,
+        targets: Targets<'_>,
+        head: &RequestHead<'_>,
+        payload: &Bytes,
+        here: bool,
+        carried: Option<TraceContext>,
+    ) -> Receipt {
         debug_assert_eq!(head.id, 0, "nobody waits for the answer to an order");
         if here {
             self.serve(&Request { from: &self.id, head, payload }, &Reply::nobody());
@@ -190,7 +219,9 @@ impl Hub {
         if !peers.is_empty() {
             let joined = joined(head);
             let frame = Head::Request(head.clone());
-            let dropped = self.push_noting(&peers, &frame, payload, |peer, order| {
+            let trace = self.trace_out(carried, head.to.ns, trace::name(head.op), || true);
+            let trace = trace.as_ref().map(|trace| &trace.frame);
+            let dropped = self.push_noting(&peers, trace, &frame, payload, |peer, order| {
                 self.routes.expect(peer.slot, &joined, order, || !peer.is_closed());
             });
             receipt.queued = peers.len() - dropped.len();
@@ -207,11 +238,24 @@ impl Hub {
         self.routes.applied(peer.slot, applied, self.now_ms(), margin_ms);
     }
 
-    /// A request of a peer. Runs on the task that reads the link: must not wait.
-    pub(crate) fn request(self: &Arc<Self>, from: &Arc<PeerQueue>, head: &RequestHead<'_>, payload: &Bytes) {
-        if from.role == PeerRole::Guest {
-            return self.relay_request(from, head, payload);
-        }
+    /// A request of a peer, with the trace that it is a part of. Runs on the task that reads the link: must not wait.
+    pub(crate) fn request(
+        self: &Arc<Self>,
+        from: &Arc<PeerQueue>,
+        trace: Option<TraceContext>,
+        head: &RequestHead<'_>,
+        payload: &Bytes,
+    ) {
+        self.traced(trace, &from.id, head.to.ns, trace::name(head.op), || {
+            if from.role == PeerRole::Guest {
+                self.relay_request(from, head, payload, self.carried(trace));
+            } else {
+                self.request_here(from, head, payload);
+            }
+        });
+    }
+
+    fn request_here(self: &Arc<Self>, from: &Arc<PeerQueue>, head: &RequestHead<'_>, payload: &Bytes) {
         let request = Request { from: &from.id, head, payload };
         let limit = self.config.link.max_serving_per_peer;
         if let Some(reply) = self.reply_to(from, head, limit) {
@@ -278,16 +322,18 @@ impl Hub {
     fn push_all<'p>(
         &self,
         peers: &'p [Arc<PeerQueue>],
+        trace: Option<&TraceFrame>,
         head: &Head<'_>,
         payload: &Bytes,
     ) -> Vec<(&'p Arc<PeerQueue>, DropReason)> {
-        self.push_noting(peers, head, payload, |_, _| {})
+        self.push_noting(peers, trace, head, payload, |_, _| {})
     }
 
     /// As [`push_all`](Self::push_all); says the number of the frame for each peer that gets it.
     fn push_noting<'p>(
         &self,
         peers: &'p [Arc<PeerQueue>],
+        trace: Option<&TraceFrame>,
         head: &Head<'_>,
         payload: &Bytes,
         queued: impl Fn(&PeerQueue, Seq),
@@ -296,8 +342,11 @@ impl Hub {
         let fits = encode_head(head, payload.len(), &mut encoded).is_ok()
             && encoded.len() + payload.len() <= self.limits.max_frame_bytes + LENGTH_BYTES;
         let push = |peer: &'p Arc<PeerQueue>| {
-            let pushed =
-                if fits { peer.push(&encoded, payload, || self.now_ms()) } else { Err(DropReason::TooLarge) };
+            let pushed = if fits {
+                peer.push(trace, &encoded, payload, || self.now_ms())
+            } else {
+                Err(DropReason::TooLarge)
+            };
             let reason = match pushed {
                 Ok(seq) => {
                     queued(peer, seq);
@@ -317,7 +366,7 @@ impl Hub {
         let fits = encode_head(head, payload.len(), &mut encoded).is_ok()
             && encoded.len() + payload.len() <= self.limits.max_frame_bytes + LENGTH_BYTES;
         if fits {
-            peer.push(&encoded, payload, || self.now_ms()).map(drop)
+            peer.push(None, &encoded, payload, || self.now_ms()).map(drop)
         } else {
             Err(DropReason::TooLarge)
         }
@@ -365,7 +414,7 @@ impl Hub {
 async fn tell_late(hub: Arc<Hub>, peer: Arc<PeerQueue>) {
     while let Some(frame) = peer.late() {
         peer.writable(frame.len()).await;
-        let pushed = peer.push(&frame, &Bytes::new(), || hub.now_ms());
+        let pushed = peer.push(None, &frame, &Bytes::new(), || hub.now_ms());
         // Who finds nothing waiting begins anew.
         if pushed != Err(DropReason::QueueFull) && !peer.told_late() {
             return;

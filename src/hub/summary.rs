@@ -152,7 +152,7 @@ impl Hub {
         head.flags |= VOLATILE;
         let mut encoded = BytesMut::new();
         if encode_broadcast(&head, payload.len(), &mut encoded).is_ok() {
-            let _ = peer.send_volatile(&encoded, &payload);
+            let _ = peer.send_volatile(None, &encoded, &payload);
         }
     }
 }

@@ -79,7 +79,7 @@ fn peers_that_are_away_share_the_payload_and_let_go_of_it_when_they_are_given_up
         let next = add(&hub, &id);
         assert_eq!(hub.remove_peer(peer), 1);
         assert_eq!((peer.depth(), next.depth()), ((0, 0), (0, 0)));
-        assert_eq!(peer.push(b"late", &Bytes::new(), || 0), Err(DropReason::PeerGone));
+        assert_eq!(peer.push(None, b"late", &Bytes::new(), || 0), Err(DropReason::PeerGone));
     }
     assert_eq!(held.strong_count(), 0, "the memory is given back");
     // The queues go, too: the last to know them is the thread that sent, until it sends again.

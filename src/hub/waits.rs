@@ -12,9 +12,9 @@ use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
 use super::peer::{PeerQueue, count};
-use super::{Hub, Receipt};
+use super::{Hub, Receipt, trace};
 use crate::config::QueuePolicy;
-use crate::core::frame::BroadcastHead;
+use crate::core::frame::{BroadcastHead, TraceFrame};
 use crate::error::DropReason;
 use crate::ids::{Namespace, RoomKey};
 
@@ -77,18 +77,20 @@ impl Hub {
         payload: &Bytes,
         patience: Patience,
     ) -> (Receipt, Waits) {
+        let trace = self.trace_out(None, head.ns, trace::BROADCAST, || self.wants(ns, rooms));
+        let trace = trace.as_ref().map(|trace| &trace.frame);
         let mut waits = Waits { hub: Arc::clone(self), patience, list: Vec::new() };
         let mut kept: Option<Bytes> = None;
-        let receipt = self.send_by(ns, rooms, head, payload, false, |peer, head| {
+        let receipt = self.send_by(ns, rooms, head, payload, None, |peer, head| {
             if peer.waiting.load(Ordering::Acquire) == 0 {
-                match peer.push(head, payload, || self.now_ms()) {
+                match peer.push(trace, head, payload, || self.now_ms()) {
                     Err(DropReason::QueueFull) => {}
                     done => return done.map(|_| true),
                 }
             }
             let waiting = Waiting::begin(peer).ok_or(DropReason::QueueFull)?;
             let head = kept.get_or_insert_with(|| Bytes::copy_from_slice(head)).clone();
-            let place = in_line(Arc::clone(self), waiting, head, payload.clone());
+            let place = in_line(Arc::clone(self), waiting, trace.copied(), head, payload.clone());
             waits.list.push((Arc::clone(peer), Box::pin(place)));
             Ok(false)
         });
@@ -144,12 +146,18 @@ async fn take_turn(peer: &PeerQueue) {
 }
 
 /// Waits for its turn and for room, and queues the frame.
-async fn in_line(hub: Arc<Hub>, waiting: Waiting, head: Bytes, payload: Bytes) -> Result<(), DropReason> {
+async fn in_line(
+    hub: Arc<Hub>,
+    waiting: Waiting,
+    trace: Option<TraceFrame>,
+    head: Bytes,
+    payload: Bytes,
+) -> Result<(), DropReason> {
     take_turn(&waiting.0).await;
     let Turn(Waiting(peer)) = &Turn(waiting);
     loop {
-        peer.writable(head.len() + payload.len()).await;
-        match peer.push(&head, &payload, || hub.now_ms()) {
+        peer.writable(trace.map_or(0, |trace| trace.len()) + head.len() + payload.len()).await;
+        match peer.push(trace.as_ref(), &head, &payload, || hub.now_ms()) {
             // Somebody who does not wait has taken the room.
             Err(DropReason::QueueFull) => {}
             done => return done.map(drop),

@@ -11,6 +11,7 @@ use crate::error::{AdvertiseError, EnvError, StartError};
 use crate::gossip::discovery::{Resolver, Seed, default_resolver};
 use crate::ids::{Incarnation, NodeId};
 use crate::quic::tls::{ClusterName, ClusterSecret, PemFiles};
+use crate::trace::Tracer;
 
 /// Builds a [`Node`](crate::Node). See the crate's first page for an example.
 pub struct NodeBuilder {
@@ -23,6 +24,7 @@ pub struct NodeBuilder {
     pub(super) accepted: Vec<ClusterSecret>,
     pub(super) pem: Option<PemFiles>,
     pub(super) config: Config,
+    pub(super) tracer: Option<Box<dyn Tracer>>,
     pub(super) resolver: Arc<dyn Resolver>,
     pub(super) socket: Option<Arc<dyn AsyncUdpSocket>>,
     pub(super) actors_here: bool,
@@ -43,6 +45,7 @@ impl NodeBuilder {
             pem: None,
             config: Config::default(),
             resolver: default_resolver(),
+            tracer: None,
             socket: None,
             actors_here: false,
             random_seed: None,
@@ -218,6 +221,13 @@ impl NodeBuilder {
     /// Everything else.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
+        self
+    }
+
+    /// Takes part in traces: what is emitted here in a sampled trace, and what comes from other nodes as a part of one. Default
+    /// is none: nothing is sent along, and what others send along is not looked at. See [`crate::trace`].
+    pub fn tracer(mut self, tracer: impl Tracer) -> Self {
+        self.tracer = Some(Box::new(tracer));
         self
     }
 

@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::core::frame::{
-    BROADCAST, Head, InterestLimits, InterestReader, InterestStep, LAST_WORD, LENGTH_BYTES, LastHead, Resume,
-    decode_head, frame_len,
+    Ahead, BROADCAST, Head, InterestLimits, InterestReader, InterestStep, LAST_WORD, LENGTH_BYTES, LastHead,
+    Resume, decode_head, frame_len,
 };
 use crate::core::inbox::Verdict;
 use crate::error::LinkError;
@@ -47,6 +47,8 @@ pub(super) struct Reader {
     /// The same, once the peer has said where it begins.
     epoch: u64,
     interest: InterestReader,
+    /// The trace that the next counted frame is a part of.
+    ahead: Ahead,
     /// Bytes of counted frames since the last acknowledgement.
     unacked: usize,
     /// Frames that were lost and are not reported yet.
@@ -81,6 +83,7 @@ impl Reader {
             theirs: 0,
             epoch: 0,
             interest,
+            ahead: Ahead::default(),
             unacked: 0,
             gap: 0,
             gap_log: GapLog::default(),
@@ -179,12 +182,13 @@ impl Reader {
             if !message.again {
                 run.recent.kept = None;
             }
+            let trace = self.ahead.take();
             if self.accept(frame.len(), BROADCAST) {
                 run.broadcasts += 1;
                 run.bytes += (LENGTH_BYTES + frame.len()) as u64;
                 // Only what is handed on is counted as a reference to the block.
                 let payload = block.slice(range.start + message.payload_at..range.end);
-                self.hub.arrived(&self.peer, &mut run.recent, message.head, payload);
+                self.hub.arrived(&self.peer, &mut run.recent, trace, message.head, payload);
             }
             return Ok(None);
         }
@@ -196,7 +200,11 @@ impl Reader {
         if !self.peer.role.may_say(&head) {
             return Err(LinkError::Violation("a frame that its sender must not send".into()));
         }
-        if head.is_counted() && self.epoch == 0 {
+        if matches!(head, Head::Trace(_)) && !self.peer.reads_traces() {
+            return Err(LinkError::Violation("a frame of a later version than that of the link".into()));
+        }
+        let trace = self.ahead.read(&head)?;
+        if (head.is_counted() || self.ahead.is_open()) && self.epoch == 0 {
             return Err(LinkError::Violation("a counted frame before the start".into()));
         }
         if !head.is_counted() {
@@ -210,7 +218,7 @@ impl Reader {
             }
             Head::Request(request) => {
                 if self.accept(frame.len(), frame[0]) {
-                    self.hub.request(&self.peer, &request, &payload(used));
+                    self.hub.request(&self.peer, trace, &request, &payload(used));
                 }
             }
             Head::Answer { id } => {
@@ -235,6 +243,8 @@ impl Reader {
                     self.peer.serving.cancel(id);
                 }
             }
+            // Kept for the frame that follows.
+            Head::Trace(_) => {}
             Head::Received { seq, interest } => {
                 let said = frame[used..].as_chunks::<8>().0;
                 if let Some(read) = said.first() {

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::core::frame::{Head, decode_head};
+use crate::core::frame::{Ahead, FrameError, Head, LENGTH_BYTES, TRACE_BYTES, decode_head};
 use crate::error::{DropReason, LinkError};
 use crate::hub::Hub;
 use crate::hub::peer::{LinkPath, PeerQueue, PeerRole, count};
@@ -41,15 +41,19 @@ pub(super) async fn read_datagrams(
 }
 
 fn volatile_frame(mut bytes: Bytes, peer: &PeerQueue, hub: &Hub) -> Result<(), LinkError> {
+    let mut ahead = Ahead::default();
     while let Some(frame) = split_frame(&mut bytes, &hub.limits)? {
         let (head, used) = decode_head(&frame, &hub.limits)?;
-        let Head::Broadcast(head) = head else {
-            return Err(LinkError::Violation("a volatile frame that is no broadcast".into()));
+        let trace = ahead.read(&head)?;
+        let head = match head {
+            Head::Broadcast(head) => head,
+            Head::Trace(_) if peer.reads_traces() => continue,
+            _ => return Err(LinkError::Violation("a volatile frame that is no broadcast".into())),
         };
         count(&peer.counters.volatile_received, 1);
-        hub.arrived_alone(peer, &head, &frame.slice(used..));
+        hub.arrived_alone(peer, trace, &head, &frame.slice(used..));
     }
-    Ok(())
+    if ahead.is_open() { Err(FrameError::Trace.into()) } else { Ok(()) }
 }
 
 /// Gossip and large volatile messages: one short stream each. QUIC bounds how many are open at the same time.
@@ -90,7 +94,10 @@ async fn read_short_stream(
     stream.read_exact(&mut kind).await.map_err(|error| lost(error.to_string()))?;
     let limit = match kind[0] {
         STREAM_GOSSIP if peer.role == PeerRole::Member => MAX_GOSSIP_BYTES,
-        STREAM_VOLATILE => hub.limits.max_frame_bytes + crate::core::frame::LENGTH_BYTES,
+        STREAM_VOLATILE => {
+            let trace = if peer.reads_traces() { TRACE_BYTES } else { 0 };
+            hub.limits.max_frame_bytes + LENGTH_BYTES + trace
+        }
         other => return Err(LinkError::Violation(format!("a stream of unknown kind {other}"))),
     };
     // In order: `read_to_end` does not keep it, and quinn-proto 0.11 then counts packets that came twice as read, so that

@@ -6,8 +6,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::tests::{Item, frame, items};
+use super::tests::{Item, context, frame, traced};
 use super::*;
+use crate::core::frame::trace_frame;
 use crate::core::inbox::{Inbox, Verdict};
 
 const EPOCH: u64 = 7;
@@ -95,7 +96,9 @@ impl Model {
             Op::Push(len) => {
                 let (head, payload) = frame(self.pushed + 1, len);
                 self.now += 1;
-                match self.outbox.push(&head, &payload, self.now) {
+                let (trace, number) = (trace_frame(&context(self.pushed + 1)), self.pushed + 1);
+                let trace = Some(&trace).filter(|_| number.is_multiple_of(3));
+                match self.outbox.push_at(trace, &head, &payload, || self.now) {
                     Ok(seq) => {
                         self.pushed += 1;
                         assert_eq!(seq, Seq(self.pushed));
@@ -110,7 +113,9 @@ impl Model {
                 let Some(wire) = &mut self.wire else { return };
                 let mut out: Vec<Bytes> = Vec::new();
                 self.lost += self.outbox.take(bytes, &mut out).lost;
-                wire.extend(items(&out));
+                let items = traced(&out);
+                assert!(self.outbox.traces() || items.iter().all(|(_, traced)| !traced));
+                wire.extend(items.into_iter().map(|(item, _)| item));
             }
             Op::Deliver(count) => self.deliver(count),
             Op::Ack if self.wire.is_some() => self.outbox.ack(self.inbox.received()),
@@ -148,6 +153,9 @@ impl Model {
             self.behind |= *received > self.outbox.acked().0;
             *received = self.outbox.acked().0.min(*received);
         }
+        // Another kind of peer each time, in some way.
+        self.outbox.set_traces(!self.pushed.is_multiple_of(4));
+        self.check();
         let resumed = self.outbox.resume(&theirs);
         self.lost += resumed.lost;
         self.wire = Some(VecDeque::new());

@@ -4,9 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::frame::{
-    BroadcastHead, FrameLimits, Head, LastHead, PayloadKind, decode_head, encode_head, frame_len,
+    Ahead, BroadcastHead, FrameLimits, Head, LastHead, PayloadKind, TRACE_BYTES, decode_head, encode_head,
+    frame_len, trace_frame,
 };
 use crate::core::inbox::{Inbox, Verdict};
+use crate::core::trace::TraceContext;
 
 const LIMITS: FrameLimits = FrameLimits { max_frame_bytes: 1 << 20, max_room_bytes: 512 };
 
@@ -55,10 +57,20 @@ fn numbers(chunk: &[Bytes]) -> Vec<u64> {
     items(chunk).into_iter().map(number).collect()
 }
 
+/// The context that a frame may have been pushed with.
+pub(super) fn context(number: u64) -> TraceContext {
+    TraceContext::new([7; 16], number.to_be_bytes(), 1).unwrap()
+}
+
 /// The numbers in the frames of a chunk, which have the heads and the payloads that were pushed.
 pub(super) fn items(chunk: &[Bytes]) -> Vec<Item> {
+    traced(chunk).into_iter().map(|(item, _)| item).collect()
+}
+
+/// As [`items`], with whether each has its context, which is that of no other.
+pub(super) fn traced(chunk: &[Bytes]) -> Vec<(Item, bool)> {
     let (wire, mut at) = (chunk.concat(), 0);
-    let (mut last, mut found) = (LastHead::default(), Vec::new());
+    let (mut last, mut found, mut ahead) = (LastHead::default(), Vec::new(), Ahead::default());
     while let Some(length) = frame_len(&wire[at..], &LIMITS).unwrap() {
         let range = at + LENGTH_BYTES..at + LENGTH_BYTES + length;
         at = range.end;
@@ -66,9 +78,14 @@ pub(super) fn items(chunk: &[Bytes]) -> Vec<Item> {
             Some(message) => (Head::Broadcast(message.head.clone()), message.payload_at),
             None => decode_head(&wire[range.clone()], &LIMITS).unwrap(),
         };
-        if let Head::Start { first } = head {
-            found.push(Item::Start(first));
-            continue;
+        let trace = ahead.read(&head).unwrap();
+        match head {
+            Head::Trace(_) => continue,
+            Head::Start { first } => {
+                found.push((Item::Start(first), false));
+                continue;
+            }
+            _ => {}
         }
         let payload = &wire[range.start + payload_at..range.end];
         let number = u64::from_le_bytes(*payload.first_chunk().unwrap());
@@ -76,8 +93,10 @@ pub(super) fn items(chunk: &[Bytes]) -> Vec<Item> {
         let pushed = [&pushed[LENGTH_BYTES..], &whole].concat();
         assert_eq!(format!("{head:?}"), format!("{:?}", decode_head(&pushed, &LIMITS).unwrap().0));
         assert_eq!(payload, whole);
-        found.push(Item::Frame(number));
+        assert!(trace.is_none_or(|trace| trace == context(number)));
+        found.push((Item::Frame(number), trace.is_some()));
     }
+    assert!(!ahead.is_open());
     assert_eq!(at, wire.len());
     found
 }
@@ -273,6 +292,75 @@ fn another_node_gets_what_the_one_before_did_not() {
         outbox.ack(Seq(6));
         assert_eq!(outbox.bytes(), 0);
     }
+}
+
+fn push_traced(outbox: &mut Outbox, number: u64, len: usize) {
+    let (head, payload) = frame(number, len);
+    outbox.push_at(Some(&trace_frame(&context(number))), &head, &payload, || 0).unwrap();
+}
+
+/// What a new link is sent, each with whether it has its context.
+fn take_traced(outbox: &mut Outbox) -> Vec<(u64, bool)> {
+    let mut out = Vec::new();
+    outbox.take(usize::MAX, &mut out);
+    let number = |(item, traced)| match item {
+        Item::Frame(number) => (number, traced),
+        other => panic!("{other:?}"),
+    };
+    traced(&out).into_iter().map(number).collect()
+}
+
+/// Small and large frames, some with a context: each keeps its own, also when it is sent again from any place.
+#[test]
+fn a_trace_context_goes_with_its_frame() {
+    for applied in 0..=6 {
+        let mut outbox = Outbox::new(1, usize::MAX);
+        push_traced(&mut outbox, 1, 10);
+        assert_eq!(take_traced(&mut outbox), [(1, false)], "nobody said that the peer reads it");
+        outbox.set_traces(true);
+        push(&mut outbox, 2, 10).unwrap();
+        push_traced(&mut outbox, 3, 10);
+        push_traced(&mut outbox, 4, INLINE_BYTES);
+        push_traced(&mut outbox, 5, 10);
+        push_traced(&mut outbox, 6, 10);
+        let bytes: usize = (1..=6)
+            .map(|n| frame(n, if n == 4 { INLINE_BYTES } else { 10 }))
+            .map(|(head, payload)| head.len() + payload.len())
+            .sum();
+        // A head that is that of the frame before is one byte; frame 5 has another one in between.
+        let again = frame(3, 10).0.len() - LENGTH_BYTES - 1;
+        assert_eq!(outbox.bytes(), bytes + 4 * TRACE_BYTES - again, "they count");
+        let all = [(2, false), (3, true), (4, true), (5, true), (6, true)];
+        assert_eq!(take_traced(&mut outbox), all);
+        outbox.link_ended();
+        outbox.resume(&Resume { epoch: 9, received: Some((1, applied)) });
+        let left = || std::iter::once((1, false)).chain(all).filter(|(number, _)| *number > applied);
+        assert!(take_traced(&mut outbox).into_iter().eq(left()), "after {applied}");
+    }
+}
+
+/// An emitter may move to a node that does not know them.
+#[test]
+fn contexts_are_taken_out_for_a_peer_that_does_not_read_them() {
+    let mut outbox = Outbox::new(1, usize::MAX);
+    outbox.set_traces(true);
+    let lens = [10, 10, INLINE_BYTES, 10, 10];
+    for (number, len) in (1..).zip(lens) {
+        push_traced(&mut outbox, number, len);
+        if number == 2 {
+            assert_eq!(take_traced(&mut outbox), [(1, true), (2, true)]);
+        }
+    }
+    outbox.link_ended();
+    let before = outbox.bytes();
+    outbox.set_traces(false);
+    assert_eq!(outbox.bytes(), before - 5 * TRACE_BYTES);
+    push_traced(&mut outbox, 6, 10);
+    outbox.resume(&Resume { epoch: 9, received: Some((1, 0)) });
+    let all: Vec<_> = (1..=6).map(|number| (number, false)).collect();
+    assert_eq!(take_traced(&mut outbox), all);
+    outbox.ack(Seq(6));
+    assert!(outbox.is_empty());
 }
 
 fn take_items(outbox: &mut Outbox) -> (Vec<Item>, u64) {

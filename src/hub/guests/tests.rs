@@ -97,17 +97,17 @@ fn question(id: u64) -> RequestHead<'static> {
 async fn what_an_emitter_sends_goes_on_and_what_a_member_sends_does_not() {
     let node = node(Config::default());
     let (head, payload) = (everyone("/chat", PayloadKind::Plain), Bytes::from_static(b"x"));
-    node.hub.arrived_alone(&node.guest.queue, &head, &payload);
-    node.hub.arrived(&node.guest.queue, &mut Recent::default(), &head, payload.clone());
+    node.hub.arrived_alone(&node.guest.queue, None, &head, &payload);
+    node.hub.arrived(&node.guest.queue, &mut Recent::default(), None, &head, payload.clone());
     assert_eq!(names(&frames(&node.other, &node.hub)), ["broadcast"; 2]);
     let order = RequestHead { op: Op::Disconnect, ..question(0) };
-    node.hub.request(&node.guest.queue, &order, &Bytes::new());
+    node.hub.request(&node.guest.queue, None, &order, &Bytes::new());
     assert_eq!(names(&frames(&node.other, &node.hub)), ["request"]);
     assert_eq!(*lock(&node.front.requests), [Op::Disconnect]);
 
-    node.hub.arrived_alone(&node.other, &head, &payload);
-    node.hub.request(&node.other, &order, &Bytes::new());
-    node.hub.request(&node.other, &question(5), &Bytes::new());
+    node.hub.arrived_alone(&node.other, None, &head, &payload);
+    node.hub.request(&node.other, None, &order, &Bytes::new());
+    node.hub.request(&node.other, None, &question(5), &Bytes::new());
     assert_eq!(lock(&node.front.messages).len(), 3);
     // Only the answers to what it asked itself.
     assert_eq!(names(&frames(&node.other, &node.hub)), ["answer", "end"]);
@@ -117,7 +117,7 @@ async fn what_an_emitter_sends_goes_on_and_what_a_member_sends_does_not() {
 #[tokio::test]
 async fn answers_come_back_with_the_names_of_the_nodes_and_with_those_that_are_missing() {
     let node = node(Config::default());
-    node.hub.request(&node.guest.queue, &question(7), &Bytes::new());
+    node.hub.request(&node.guest.queue, None, &question(7), &Bytes::new());
     let asked = frames(&node.other, &node.hub);
     assert_eq!(names(&asked), ["request"]);
     assert!(node.hub.requests.answered(node.other.slot, asked[0].1, encode_body(&4u64).unwrap()));
@@ -147,7 +147,7 @@ async fn answers_come_back_with_the_names_of_the_nodes_and_with_those_that_are_m
 async fn an_emitter_that_gives_up_or_goes_leaves_no_question_behind() {
     let node = node(Config::default());
     for id in 1..=100 {
-        node.hub.request(&node.guest.queue, &question(id), &Bytes::new());
+        node.hub.request(&node.guest.queue, None, &question(id), &Bytes::new());
     }
     assert_eq!(node.hub.requests.pending(), 100);
     node.guest.queue.serving.cancel(1);
@@ -173,7 +173,7 @@ async fn limits_are_answered_not_exceeded() {
     assert!(node.hub.guests.admit(&node.hub, &card("e", 1)).is_ok(), "the same run again");
     // Half of the questions of the node, for all emitters together.
     for id in 1..=3 {
-        node.hub.request(&node.guest.queue, &question(id), &Bytes::new());
+        node.hub.request(&node.guest.queue, None, &question(id), &Bytes::new());
     }
     assert_eq!(node.hub.requests.pending(), 2);
     assert_eq!(node.hub.counters.requests_refused.load(Ordering::Relaxed), 1);

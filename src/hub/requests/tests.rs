@@ -62,7 +62,7 @@ fn pass(out: &PeerQueue, to: &Arc<Hub>, from: &Arc<PeerQueue>) -> usize {
         frames += 1;
         let (head, used) = decode_head(&frame, &to.limits).unwrap();
         match head {
-            Head::Request(request) => to.request(from, &request, &frame.slice(used..)),
+            Head::Request(request) => to.request(from, None, &request, &frame.slice(used..)),
             Head::Answer { id } => drop(to.requests.answered(from.slot, id, frame.slice(used..))),
             Head::End { id, status } => to.requests.ended(from.slot, id, status),
             Head::Credit { id, answers } => from.serving.grant(id, answers),

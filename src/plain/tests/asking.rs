@@ -33,6 +33,7 @@ fn count_for(hub: &Arc<Hub>, peer: &Arc<PeerQueue>, to: BroadcastHead<'_>) -> Op
     let names = SmallVec::new();
     hub.request(
         peer,
+        None,
         &RequestHead { id: 7, op: Op::Count, timeout_ms: 0, credit: 1, names, to },
         &Bytes::new(),
     );

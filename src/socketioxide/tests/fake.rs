@@ -350,7 +350,7 @@ pub(super) fn carry(queue: &PeerQueue, to: &Side) -> usize {
 pub(super) fn pass(queue: &PeerQueue, to: &Side, from: &Arc<PeerQueue>) -> usize {
     frames(queue, to, |head, payload| match head {
         Head::Broadcast(head) => to.hub.deliver(&head, &payload),
-        Head::Request(head) => to.hub.request(from, &head, &payload),
+        Head::Request(head) => to.hub.request(from, None, &head, &payload),
         Head::Answer { id } => drop(to.hub.requests.answered(from.slot, id, payload)),
         Head::End { id, status } => to.hub.requests.ended(from.slot, id, status),
         Head::Credit { id, answers } => from.serving.grant(id, answers),

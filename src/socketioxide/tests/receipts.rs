@@ -61,7 +61,7 @@ fn full(policy: QueuePolicy) -> (Pair, Arc<PeerQueue>) {
     config.link.queue_policy = policy;
     let pair = Pair::with_config(config);
     let c = pair.a.meet(&Side::new("c"));
-    pair.queue.push(&[0; 8], &Bytes::from(vec![0; 64 << 20]), || 0).unwrap();
+    pair.queue.push(None, &[0; 8], &Bytes::from(vec![0; 64 << 20]), || 0).unwrap();
     (pair, c)
 }
 
