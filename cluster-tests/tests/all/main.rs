@@ -45,5 +45,6 @@ mod srv;
 mod stalls;
 mod sticky;
 mod supply;
+mod tracing;
 mod trust;
 mod versions;

@@ -11,6 +11,7 @@ use roomcast::core::frame::{
     PayloadKind, Refusal, RefusalKind, Relayed, RequestHead, Resume, RoomRecord, SocketRecord, WireMode,
     decode_stream, encode_body,
 };
+use roomcast::trace::TraceContext;
 use serde::Serialize;
 use smallvec::smallvec;
 
@@ -93,6 +94,10 @@ fn seeds() -> Vec<(&'static str, BytesMut)> {
     seeds.push(("rooms", after(&snapshot, rooms)));
     let again = frame(&Head::Again, b"[\"message\",[]]hijklmn");
     seeds.push(("again", after(&frame(&full, b"[\"message\",{}]abcdefg"), again)));
+    let context: TraceContext = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();
+    let trace = frame(&Head::Trace(context), b"");
+    let (first, again) = (frame(&broadcast("/chat"), b"hello"), frame(&Head::Again, b"again"));
+    seeds.push(("traced", after(&after(&trace, first), after(&trace, again))));
     let all = seeds.iter().flat_map(|(_, bytes)| bytes.to_vec()).collect::<Vec<u8>>();
     seeds.push(("stream", BytesMut::from(&all[..])));
     seeds
