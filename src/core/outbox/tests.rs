@@ -332,7 +332,7 @@ fn a_trace_context_goes_with_its_frame() {
         assert_eq!(outbox.bytes(), bytes + 4 * TRACE_BYTES - again, "they count");
         let all = [(2, false), (3, true), (4, true), (5, true), (6, true)];
         assert_eq!(take_traced(&mut outbox), all);
-        outbox.link_ended();
+        outbox.link_ended(0);
         outbox.resume(&Resume { epoch: 9, received: Some((1, applied)) });
         let left = || std::iter::once((1, false)).chain(all).filter(|(number, _)| *number > applied);
         assert!(take_traced(&mut outbox).into_iter().eq(left()), "after {applied}");
@@ -351,7 +351,7 @@ fn contexts_are_taken_out_for_a_peer_that_does_not_read_them() {
             assert_eq!(take_traced(&mut outbox), [(1, true), (2, true)]);
         }
     }
-    outbox.link_ended();
+    outbox.link_ended(0);
     let before = outbox.bytes();
     outbox.set_traces(false);
     assert_eq!(outbox.bytes(), before - 5 * TRACE_BYTES);

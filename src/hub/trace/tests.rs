@@ -127,15 +127,17 @@ fn what_is_sampled_goes_with_its_trace_to_those_who_read_it() {
     let (new, old) = (add(&hub, "new", TRACE_SINCE), add(&hub, "old", TRACE_SINCE - 1));
     for (current, span) in [(None, 0), (Some(context(4, 0)), 0), (Some(context(4, 1)), 5), (None, 0)] {
         *lock(&tracer.current) = current;
-        let before = new.counters.sent_by_type.of(&[15]);
+        let before = new.counters.sent_by_type.of(&[15]).0;
         assert_eq!(send(&hub).queued, 2);
-        let bytes = (new.depth().1 - old.depth().1, new.counters.sent_by_type.of(&[15]) - before);
+        let bytes = (new.depth().1 - old.depth().1, new.counters.sent_by_type.of(&[15]).0 - before);
         assert_eq!(bytes, if span > 0 { (TRACE_BYTES, 1) } else { (0, 0) }, "counted where it goes");
         assert_eq!((spans(&new), spans(&old)), (vec![span], vec![0]));
         let said = if span > 0 { vec!["broadcast under 4 in /chat"] } else { vec![] };
         assert_eq!(tracer.take(), said);
     }
-    assert_eq!(old.counters.sent_by_type.of(&[15]), 0);
+    assert_eq!(old.counters.sent_by_type.of(&[15]), (0, 0));
+    let (frames, bytes) = new.counters.sent_by_type.of(&[15]);
+    assert_eq!((frames, bytes), (1, TRACE_BYTES as u64));
     // One that may wait.
     *lock(&tracer.current) = Some(context(4, 1));
     let (receipt, _) = hub.send_waiting(&ns(), &[], &head(), &Bytes::new(), Patience::Until(Duration::ZERO));
