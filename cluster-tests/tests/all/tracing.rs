@@ -34,7 +34,8 @@ struct Process {
 impl Process {
     fn new(sampler: Sampler) -> Self {
         let spans = InMemorySpanExporterBuilder::new().build();
-        let provider = SdkTracerProvider::builder().with_sampler(sampler).with_simple_exporter(spans.clone()).build();
+        let provider =
+            SdkTracerProvider::builder().with_sampler(sampler).with_simple_exporter(spans.clone()).build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
         let dispatch = Dispatch::new(tracing_subscriber::registry().with(layer));
         Self { dispatch, spans, _provider: provider }
@@ -215,7 +216,8 @@ async fn broadcasts_of_socketioxide_are_one_trace() {
         loop {
             here.requested("said", chat.clone().to("lobby").emit("said", "hello")).await.unwrap();
             let traces = here.all("said");
-            let delivered = |span: &SpanData| there.of("roomcast.deliver", span.span_context.trace_id()).pop();
+            let delivered =
+                |span: &SpanData| there.of("roomcast.deliver", span.span_context.trace_id()).pop();
             if let Some(found) = traces.iter().find_map(|span| Some((span.clone(), delivered(span)?))) {
                 return found;
             }
@@ -228,9 +230,7 @@ async fn broadcasts_of_socketioxide_are_one_trace() {
     assert_eq!(emit.parent_span_id, request.span_context.span_id());
     assert_eq!(deliver.parent_span_id, emit.span_context.span_id());
     assert_eq!((field(&deliver, "ns"), field(&deliver, "operation")), ("/chat".into(), "broadcast".into()));
-    let said = async {
-        while !format!("{:?}", clients[1].1.recv().await.unwrap()).contains("hello") {}
-    };
+    let said = async { while !format!("{:?}", clients[1].1.recv().await.unwrap()).contains("hello") {} };
     soon("the client has it", said).await;
 }
 
@@ -245,7 +245,8 @@ async fn traces_go_on_from_node_to_node() {
     let _members = [member(&nodes[0], &Recorder::new()), member(&nodes[1], &Recorder::new())];
     known(&spaces[0], 1).await;
     known(&spaces[1], 1).await;
-    let emitter = Emitter::builder().cluster(&setup.cluster).secret(setup.secret.clone()).seeds([nodes[0].addr()]);
+    let emitter =
+        Emitter::builder().cluster(&setup.cluster).secret(setup.secret.clone()).seeds([nodes[0].addr()]);
     let emitter = emitter.tracer(In(outside.clone())).connect().await.unwrap();
     outside.request("order", || emitter.of("/chat").to("lobby").emit_bytes("hello").unwrap());
     let (trace, request) = outside.trace("order").await;
@@ -261,13 +262,15 @@ async fn traces_go_on_from_node_to_node() {
     emitter.close().await.unwrap();
 
     // The handler goes on after a pause, on whatever thread.
-    let back = spaces[1].clone();
+    let (back, dispatch) = (spaces[1].clone(), two.dispatch.clone());
     let handler = move |_: ServerEvent<u64>| {
         let back = back.clone();
-        async move {
+        let work = async move {
             tokio::time::sleep(Duration::from_millis(5)).await;
             back.to("lobby").emit(probe()).unwrap().queued
-        }
+        };
+        // In a process of its own the subscriber is there for all threads.
+        work.with_subscriber(dispatch.clone())
     };
     let _handler = nodes[1].on_server_event("work", handler).unwrap();
     let ask = async || -> ServerAcks<usize> {
@@ -363,10 +366,12 @@ async fn traces_survive_breaks_and_are_left_out_for_old_nodes() {
         let mut config = Config::default();
         config.quic = setup.config.quic.clone();
         let builder = Emitter::builder().cluster(&setup.cluster).secret(setup.secret.clone()).config(config);
-        let builder = builder.seeds([nodes[1].addr(), nodes[2].addr()]).move_after(Duration::from_millis(200));
+        let builder =
+            builder.seeds([nodes[1].addr(), nodes[2].addr()]).move_after(Duration::from_millis(200));
         builder.tracer(Always::default()).connect().await.unwrap()
     };
-    let is_at = |emitter: &Emitter, at: usize| emitter.state() == EmitterState::Linked(nodes[at].id().clone());
+    let is_at =
+        |emitter: &Emitter, at: usize| emitter.state() == EmitterState::Linked(nodes[at].id().clone());
     let mut at_new = emitter().await;
     while !is_at(&at_new, 1) {
         at_new.close().await.unwrap();
