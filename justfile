@@ -40,6 +40,10 @@ bench-registry:
 bench-settled:
     cargo bench -p cluster-tests --bench settled
 
+# Instructions of each step of the hot path, held against the stored baseline; needs valgrind.
+instructions:
+    cargo bench -p cluster-tests --bench instructions
+
 # What a frozen peer costs the others.
 bench-isolation:
     cargo bench -p cluster-tests --bench isolation
