@@ -282,7 +282,7 @@ async fn a_version_that_this_build_does_not_speak_is_no_setting() {
         let mut config = Config::default();
         config.protocol.max = max;
         let builder = Node::builder().secret(setup.secret.clone()).listen("127.0.0.1:0").config(config);
-        let error = builder.start().await.err().expect("it does not start");
+        let error = builder.start().await.expect_err("it does not start");
         assert!(matches!(error, StartError::Protocol(_)), "{error}");
         assert!(error.to_string().contains("this build speaks 1 to 2 (protocol.max)"), "{error}");
     }
