@@ -48,6 +48,10 @@ instructions:
 bench-isolation:
     cargo bench -p cluster-tests --bench isolation
 
+# What to plan for: memory of links, rooms and clients, packets and CPU of idle links.
+bench-sizing:
+    cargo bench -p cluster-tests --bench sizing
+
 # The same faults for roomcast and, where they are installed, Redis and NATS: five minutes, as a table.
 heal-report:
     cargo run --release -p cluster-tests --bin heal-report

@@ -31,6 +31,7 @@ pub struct EmitterBuilder {
     cluster: String,
     seeds: Vec<String>,
     secret: Option<ClusterSecret>,
+    accepted: Vec<ClusterSecret>,
     pem: Option<PemFiles>,
     parser: Parser,
     connect_timeout: Duration,
@@ -48,6 +49,7 @@ impl EmitterBuilder {
             cluster: "roomcast".into(),
             seeds: Vec::new(),
             secret: None,
+            accepted: Vec::new(),
             pem: None,
             parser: Parser::Common,
             connect_timeout: Duration::from_secs(10),
@@ -76,6 +78,12 @@ impl EmitterBuilder {
     /// The secret of the cluster. Required, unless [`certificates`](Self::certificates) are given.
     pub fn secret(mut self, secret: ClusterSecret) -> Self {
         self.secret = Some(secret);
+        self
+    }
+
+    /// Another secret whose nodes are linked to, too: while the secret is changed, as for a node.
+    pub fn also_accept(mut self, secret: ClusterSecret) -> Self {
+        self.accepted.push(secret);
         self
     }
 
@@ -185,7 +193,7 @@ impl EmitterBuilder {
         let certificates = self.config.certificates.clone();
         let identity = match (&self.secret, self.pem) {
             (Some(secret), None) => {
-                Identity::from_secret(cluster.clone(), secret, &[], certificates, started)
+                Identity::from_secret(cluster.clone(), secret, &self.accepted, certificates, started)
             }
             (None, Some(files)) => Identity::from_pem_files(cluster.clone(), files, started),
             _ => return Err(ConnectError::Secret),

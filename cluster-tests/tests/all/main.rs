@@ -24,6 +24,7 @@ mod leaving;
 mod links;
 mod lives;
 mod metrics;
+mod mtu;
 mod netns;
 mod operations;
 mod operations_js;

@@ -124,6 +124,28 @@ fn listed() -> BTreeSet<String> {
     rows.filter_map(|row| Some(format!("roomcast_{}", row.split_once('`')?.0))).collect()
 }
 
+/// A file of the repository.
+fn file(path: &str) -> String {
+    std::fs::read_to_string(format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+#[test]
+fn every_alert_has_a_row_that_says_what_to_do() {
+    let rules = file("examples/kubernetes/components/prometheus/rules.yaml");
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let operations = file("docs/operations.md");
+    let rows: Vec<Vec<&str>> = operations
+        .lines()
+        .filter(|line| line.starts_with("| `Roomcast"))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    for row in &rows {
+        assert!(row.len() == 3 && row.iter().all(|cell| !cell.is_empty()), "{row:?}");
+    }
+    let listed: Vec<&str> = rows.iter().map(|row| row[0].trim_matches('`')).collect();
+    assert_eq!(listed, alerts, "in the order of rules.yaml");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_with_traffic_and_losses_shows_every_metric() {
     let setup = Setup::new("metrics").config(|config| {

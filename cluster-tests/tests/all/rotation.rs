@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cluster_tests::logs::{self, logged};
 use cluster_tests::{Live, Recorder, Seat, Setup, eventually, stamp};
-use roomcast::{ClusterSecret, Member, Namespace};
+use roomcast::{ClusterSecret, Emitter, Member, Namespace};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -71,6 +71,7 @@ async fn the_secret_is_changed_in_three_rolling_steps_and_nothing_is_lost() {
             }
             let run = start(&setup, step, index, &format!("{index}-step{}", number + 1), &runs).await;
             runs.insert(index, run);
+            emitters_get_in(&setup, [&old, &new], &runs).await;
         }
     }
     all_hear_all(&runs).await;
@@ -172,6 +173,23 @@ impl Run {
         let missing: Vec<u64> =
             (from..=last).filter(|number| numbers.binary_search(number).is_err()).take(20).collect();
         assert!(missing.is_empty(), "{} lacks of {name}: {missing:?} of {from} to {last}", self.name);
+    }
+}
+
+/// One that has both secrets, whichever it shows, is let in by every node, as long as the nodes have both.
+async fn emitters_get_in(setup: &Setup, secrets: [&ClusterSecret; 2], runs: &[Run]) {
+    let last = runs.iter().any(|run| run.name.ends_with("step3"));
+    let first = runs.iter().any(|run| run.name.ends_with("before"));
+    if first || last {
+        return;
+    }
+    for run in runs {
+        for [own, also] in [secrets, [secrets[1], secrets[0]]] {
+            let builder = Emitter::builder().cluster(&setup.cluster).seeds([run.live.addr()]);
+            let builder = builder.secret(own.clone()).also_accept(also.clone());
+            let emitter = builder.connect().await.unwrap();
+            emitter.close().await.unwrap();
+        }
     }
 }
 
