@@ -87,6 +87,17 @@ impl Namespace {
         Ok(Self { path: path.into(), key: xxh3_64(path.as_bytes()) })
     }
 
+    /// Checks a path that a user gave: those that begin with `!` are for what nodes say to each other.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`IdError::Reserved`].
+    pub(crate) fn of_user(path: &str) -> Result<Self, IdError> {
+        if path.starts_with('!') {
+            return Err(IdError::Reserved(path.chars().take(80).collect()));
+        }
+        Self::new(path)
+    }
+
     /// The path, for example `/chat`.
     pub fn path(&self) -> &str {
         &self.path
@@ -166,6 +177,9 @@ pub enum IdError {
     /// Not a namespace path. Nothing was started or changed.
     #[error("use {0:?} as a namespace: give a path of 1 to 255 bytes, for example \"/chat\"")]
     Namespace(String),
+    /// A namespace that roomcast uses itself. Nothing was started or changed.
+    #[error("use {0:?} as a namespace: names that begin with '!' are for what nodes say to each other")]
+    Reserved(String),
     /// A room name over the limit. The join or emit had no effect.
     #[error("use a room name of {len} bytes: the limit is {limit}")]
     Room {
@@ -220,6 +234,9 @@ mod tests {
         assert!(NodeId::new("a b").is_err());
         assert!(NodeId::new("x".repeat(64)).is_err());
         assert!(Namespace::new("").is_err());
+        assert!(matches!(Namespace::of_user("!summary"), Err(IdError::Reserved(_))));
+        assert_eq!(Namespace::of_user("/!"), Namespace::new("/!"));
+        assert!(matches!(Namespace::of_user(""), Err(IdError::Namespace(_))));
         assert!(Namespace::new("x".repeat(256)).is_err());
     }
 }

@@ -222,7 +222,7 @@ impl Node {
     /// The plain API for a namespace: connect members, join rooms, emit bytes.
     ///
     /// # Errors
-    /// [`IdError`] when the path is empty or too long, or the node has as many namespaces as it may have.
+    /// [`IdError`] when the path is empty, too long or begins with `!`, or the node has as many namespaces as it may have.
     pub fn namespace(&self, path: impl AsRef<str>) -> Result<NamespaceHandle, IdError> {
         NamespaceHandle::open(&self.inner.hub, &self.inner.namespaces, path.as_ref())
     }

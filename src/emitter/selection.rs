@@ -43,7 +43,7 @@ impl<'e> Selection<'e> {
     pub(super) fn new(emitter: &'e Emitter, path: &str) -> Self {
         Self {
             emitter,
-            ns: Namespace::new(path),
+            ns: Namespace::of_user(path),
             everyone: true,
             rooms: Vec::new(),
             except: Vec::new(),

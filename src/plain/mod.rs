@@ -100,10 +100,11 @@ impl NamespaceHandle {
     /// Opens a namespace, or returns the one that is open.
     ///
     /// # Errors
-    /// [`IdError::Namespace`] when the path is empty or longer than [`Namespace::MAX_LEN`] bytes,
+    /// [`IdError::Namespace`] when the path is empty or longer than [`Namespace::MAX_LEN`] bytes, [`IdError::Reserved`] when it
+    /// begins with `!`,
     /// [`IdError::TooManyNamespaces`] when the node has as many as it may have.
     pub(crate) fn open(hub: &Arc<Hub>, registry: &NamespaceRegistry, path: &str) -> Result<Self, IdError> {
-        let ns = Namespace::new(path)?;
+        let ns = Namespace::of_user(path)?;
         let mut open = lock(registry);
         if let Some(inner) = open.get(path).and_then(Weak::upgrade) {
             return Ok(Self { inner });

@@ -90,7 +90,9 @@ fn main() -> ExitCode {
     let mean = slopes.iter().sum::<f64>() / slopes.len() as f64;
     let grows = over >= JUDGED_OVER && mean > MOST_GROWTH;
     if grows {
-        println!("WRONG: memory in use grows by {mean:.1} KiB a minute after the warm-up, more than {MOST_GROWTH}");
+        println!(
+            "WRONG: memory in use grows by {mean:.1} KiB a minute after the warm-up, more than {MOST_GROWTH}"
+        );
     }
     if let Some(path) = options.graph {
         let svg =
