@@ -1,6 +1,7 @@
 //! Measures the goals of `docs/faults.md` on simulated ground, with so many seeds: `goals [SEEDS=20 [FIRST=1]]`.
 
 use std::ops::Range;
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -11,11 +12,19 @@ const AGES_MS: [u64; 4] = [0, 2_000, 10_000, 60_000];
 /// How long a split is: below and above the resume window (15 s), and above the grace of gossip for the dead (120 s).
 const SPLITS_MS: [u64; 5] = [500, 3_000, 8_000, 20_000, 150_000];
 
-fn main() {
-    let mut words = std::env::args().skip(1).map(|word| word.rsplit('=').next().and_then(|n| n.parse().ok()));
-    let seeds: u64 = words.next().flatten().unwrap_or(20);
-    let first: u64 = words.next().flatten().unwrap_or(1);
-    let seeds = first..first + seeds;
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let numbers: Option<Vec<u64>> = words.iter().map(|word| word.rsplit('=').next()?.parse().ok()).collect();
+    let (seeds, first) = match numbers.as_deref() {
+        Some([]) => (20, 1),
+        Some(&[seeds]) => (seeds, 1),
+        Some(&[seeds, first]) => (seeds, first),
+        _ => {
+            eprintln!("goals [SEEDS=20 [FIRST=1]]: how many seeds, and the first of them");
+            return ExitCode::from(if words == ["--help"] { 0 } else { 2 });
+        }
+    };
+    let seeds = first..first.saturating_add(seeds);
     println!(
         "Milliseconds of simulated time, the slowest of five nodes; {} seeds each.\n",
         seeds.end - first
@@ -38,6 +47,7 @@ fn main() {
     }
     each(seeds, goals::leave);
     println!("\nA node left in order under traffic with each seed: nothing lost.");
+    ExitCode::SUCCESS
 }
 
 /// Plays all seeds on two threads.

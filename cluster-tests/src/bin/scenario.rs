@@ -22,21 +22,24 @@ fn main() -> ExitCode {
     // With RUST_LOG, what the nodes log is shown.
     logs::capture();
     let mut words = std::env::args().skip(1);
-    let (name, number) = (words.next(), words.next().map(|word| number_of(&word)));
-    let number = match number {
-        Some(None) => return usage("give a number, as SEED=7"),
-        Some(number) => number,
-        None => None,
+    let name = words.next();
+    let Some(numbers) = words.map(|word| number_of(&word)).collect::<Option<Vec<u64>>>() else {
+        return usage("give a number, as SEED=7");
     };
-    match name.as_deref() {
-        None => usage("give the name of a scenario"),
-        Some("--all") => {
-            all(number.unwrap_or(20), words.next().and_then(|word| number_of(&word)).unwrap_or(1))
+    match (name.as_deref(), &numbers[..]) {
+        (None, _) => usage("give the name of a scenario"),
+        (Some("--help"), []) => {
+            usage("scenario NAME [SEED=1], or scenario --all [SEEDS=20 [FIRST=1]]");
+            ExitCode::SUCCESS
         }
-        Some(name) => match scenarios::find(name) {
-            Some(scenario) => play(scenario, number.unwrap_or(1)),
+        (Some("--all"), [] | [_] | [_, _]) => {
+            all(numbers.first().copied().unwrap_or(20), numbers.get(1).copied().unwrap_or(1))
+        }
+        (Some(name), [] | [_]) => match scenarios::find(name) {
+            Some(scenario) => play(scenario, numbers.first().copied().unwrap_or(1)),
             None => usage("there is no such scenario"),
         },
+        _ => usage("give one seed only"),
     }
 }
 
@@ -66,7 +69,8 @@ fn play(scenario: &Scenario, seed: u64) -> ExitCode {
 
 fn all(seeds: u64, first: u64) -> ExitCode {
     let work = scenarios::ALL.iter().filter(|scenario| scenario.name != "thousand_restarts");
-    let work = work.flat_map(|scenario| (first..first + seeds).map(move |seed| (scenario, seed)));
+    let work =
+        work.flat_map(|scenario| (first..first.saturating_add(seeds)).map(move |seed| (scenario, seed)));
     let work: VecDeque<_> = work.collect();
     let (left, work, failed) = (AtomicUsize::new(work.len()), Mutex::new(work), Mutex::new(Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

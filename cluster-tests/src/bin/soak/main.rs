@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     }
     let Some(options) = options(std::env::args().skip(1)) else {
         eprintln!("soak [--minutes 30] [--seed 1] [--graph FILE.svg] [--env NAME=VALUE]...");
-        return ExitCode::from(2);
+        return ExitCode::from(if std::env::args().any(|word| word == "--help") { 0 } else { 2 });
     };
     let watch = match Watch::start() {
         Ok(watch) => watch,
