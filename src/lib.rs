@@ -31,7 +31,8 @@
 //!
 //! * [`node`]: builder, start, ready, drain, stop.
 //! * [`config`], [`error`], [`event`], [`ids`]: what users set, see and name.
-//! * [`core`]: the rules, pure: interest, routes, outbox, inbox, frames, members, acquaintances, watchdog.
+//! * [`core`]: the rules, pure: interest, routes, outbox, inbox, frames, members, acquaintances, versions,
+//!   watchdog.
 //! * `hub`: the data path that fronts and links share.
 //! * `actors`: the owners of state that changes: registry, peers, membership.
 //! * [`quic`]: endpoint, certificates, handshake, the tasks of a link.
@@ -41,7 +42,8 @@
 //! * [`servers`]: events for the servers themselves (`hub/handlers.rs`: who handles them).
 //! * `socketioxide`: the front for socketioxide.
 //! * `status`: the status endpoint.
-//! * [`trace`]: traces across nodes.
+//! * [`trace`]: traces across nodes (`hub/trace.rs`: on the way through a node; `trace/opentelemetry.rs`: for the crate
+//!   `tracing`, with the feature `opentelemetry`).
 //! * `connections`: connections of clients that are closed a few at a time.
 //! * `fuzz`: every decoder that bytes from the network reach, for the fuzz targets; no part of the API.
 //!

@@ -4,6 +4,8 @@
 //!
 //! Rounds of both take turns, so that a machine that slows down slows both. Medians are reported. Every message is
 //! checked to arrive, once and in order. Arguments behind `--` choose parts by name.
+//!
+//! Parts named `traced-` say what tracing costs: the same messages without a tracer, and with some or all of them sampled.
 
 mod common;
 
@@ -16,6 +18,7 @@ use common::{Filter, Outcome, PATIENCE, knows, median, quantile, rounds, save, s
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use roomcast::quic::endpoint::{QuicConfig, async_socket, bind, endpoint, server_name};
 use roomcast::quic::tls::{CertificateConfig, ClusterName, Identity};
+use roomcast::trace::{TraceContext, Traced, Tracer};
 use roomcast::{ClusterSecret, Config, Member, Namespace, Node};
 use serde_json::json;
 use tokio::sync::Notify;
@@ -36,9 +39,17 @@ fn main() -> Outcome<()> {
 
 async fn bench() -> Outcome<()> {
     let filter = Filter::from_args();
-    let mut roomcast = Roomcast::start().await?;
-    let mut raw = Raw::start().await?;
+    beside_raw(&filter).await?;
+    traced(&filter).await
+}
+
+async fn beside_raw(filter: &Filter) -> Outcome<()> {
     let cases = ["roomcast-100", "raw-100", "roomcast-1", "raw-1", "roomcast-ping", "raw-ping"];
+    if !cases.iter().any(|name| filter.wants(name)) {
+        return Ok(());
+    }
+    let mut roomcast = Roomcast::start(None).await?;
+    let mut raw = Raw::start().await?;
     let mut results: Vec<Vec<f64>> = vec![Vec::new(); cases.len()];
     let mut slowest: Vec<Vec<f64>> = vec![Vec::new(); cases.len()];
     // The first round warms up caches, windows and the estimate of the path; it does not count.
@@ -59,6 +70,41 @@ async fn bench() -> Outcome<()> {
         }
     }
     report(&cases, &results, &slowest)
+}
+
+/// What tracing costs: pairs of nodes without a tracer, and with one that samples none, some or all messages, in turns.
+async fn traced(filter: &Filter) -> Outcome<()> {
+    let cases = [
+        ("traced-off", None),
+        ("traced-0", Some(0)),
+        ("traced-1-in-100", Some(100)),
+        ("traced-all", Some(1)),
+    ];
+    let mut pairs = Vec::new();
+    for (name, each) in cases.into_iter().filter(|(name, _)| filter.wants(name)) {
+        pairs.push((name, Roomcast::start(each).await?, Vec::new()));
+    }
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    // The first round does not count, as above.
+    for round in 0..=rounds(9) {
+        for (_, pair, values) in &mut pairs {
+            let value = pair.throughput(100).await?;
+            if round > 0 {
+                values.push(value);
+            }
+        }
+    }
+    let off = median(&pairs[0].2);
+    println!("\n| tracing | messages/s, 100 a write | of the first line |");
+    println!("|---|---:|---:|");
+    let mut saved = serde_json::Map::new();
+    for (name, _, values) in pairs {
+        println!("| {name} | {:.2} M | {:.2} |", median(&values) / 1e6, median(&values) / off);
+        saved.insert(name.to_owned(), json!(values));
+    }
+    save("link-traced", &json!({ "message_bytes": MESSAGE, "messages_per_second": saved }))
 }
 
 fn report(cases: &[&str], results: &[Vec<f64>], slowest: &[Vec<f64>]) -> Outcome<()> {
@@ -178,6 +224,34 @@ fn message(number: u64) -> [u8; MESSAGE] {
     bytes
 }
 
+/// Says of one in so many emits that it is sampled; 0 for none. Records nothing: what the bench sees is roomcast's own cost.
+struct Every {
+    each: u64,
+    emits: AtomicU64,
+    context: TraceContext,
+}
+
+impl Tracer for Every {
+    fn current(&self) -> Option<TraceContext> {
+        let emits = self.emits.fetch_add(1, Ordering::Relaxed);
+        (self.each > 0 && emits.is_multiple_of(self.each)).then_some(self.context)
+    }
+
+    fn deliver(&self, _: TraceContext, _: &Traced<'_>, deliver: &mut dyn FnMut()) {
+        deliver();
+    }
+}
+
+/// A node, with a tracer that samples one in `each` emits if that is given.
+async fn node(id: &str, secret: &ClusterSecret, seeds: &[&Node], each: Option<u64>) -> Outcome<Node> {
+    let Some(each) = each else { return start(id, secret, seeds, Config::default()).await };
+    let context = TraceContext::new([7; 16], [7; 8], 1)?;
+    let seeds = seeds.iter().map(|node| node.local_addr());
+    let builder = Node::builder().cluster("bench").id(id).listen("127.0.0.1:0").seeds(seeds);
+    let tracer = Every { each, emits: AtomicU64::new(0), context };
+    Ok(builder.secret(secret.clone()).tracer(tracer).start().await?)
+}
+
 /// Two nodes and a member on each.
 struct Roomcast {
     _nodes: (Node, Node),
@@ -189,10 +263,10 @@ struct Roomcast {
 }
 
 impl Roomcast {
-    async fn start() -> Outcome<Self> {
+    async fn start(each: Option<u64>) -> Outcome<Self> {
         let secret = ClusterSecret::generate()?;
-        let a = start("a", &secret, &[], Config::default()).await?;
-        let b = start("b", &secret, &[&a], Config::default()).await?;
+        let a = node("a", &secret, &[], each).await?;
+        let b = node("b", &secret, &[&a], each).await?;
         let (from, to) = (a.namespace("/bench")?, b.namespace("/bench")?);
         let (arrivals, rally) = (Arc::new(Arrivals::default()), Arc::new(Rally::default()));
 

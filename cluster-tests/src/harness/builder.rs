@@ -28,6 +28,7 @@ pub struct ClusterBuilder {
     pub(super) nodes: usize,
     pub(super) seed: u64,
     pub(super) settings: Settings,
+    pub(super) old: fn(u64, usize) -> bool,
     pub(super) seed_nodes: SeedNodes,
     pub(super) within: Duration,
     pub(super) replay: Option<String>,
@@ -47,6 +48,7 @@ impl Default for ClusterBuilder {
             nodes: 3,
             seed: seed.unwrap_or(1),
             settings: Settings::default(),
+            old: |_, _| false,
             seed_nodes: SeedNodes::All,
             within: Duration::from_secs(20),
             replay: None,
@@ -73,6 +75,13 @@ impl ClusterBuilder {
     /// Changes of the settings of roomcast. Default is none.
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
+        self
+    }
+
+    /// Which nodes speak protocol version 1 only, as one of a release before would, by the seed and the number of the
+    /// node. Default is none.
+    pub fn old(mut self, old: fn(u64, usize) -> bool) -> Self {
+        self.old = old;
         self
     }
 

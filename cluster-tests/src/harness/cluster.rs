@@ -45,6 +45,8 @@ pub struct Cluster {
     seed: u64,
     dice: StdRng,
     settings: Settings,
+    /// Which nodes speak version 1 only.
+    old: fn(u64, usize) -> bool,
     seed_nodes: SeedNodes,
     within: Duration,
     replay: String,
@@ -80,6 +82,7 @@ impl Cluster {
             seed,
             dice: StdRng::seed_from_u64(seed),
             settings: builder.settings,
+            old: builder.old,
             seed_nodes: builder.seed_nodes,
             within: builder.within,
             replay,
@@ -475,7 +478,11 @@ impl Cluster {
     async fn begin(&mut self, node: usize) {
         let nodes = if self.seed_nodes == SeedNodes::First { 0..1 } else { self.nodes() };
         let seeds = nodes.map(|seed| self.ground.seed(seed)).collect();
-        let plan = Plan { id: self.ids[node].clone(), seeds, settings: self.settings.clone() };
+        let mut settings = self.settings.clone();
+        if (self.old)(self.seed, node) {
+            settings.protocol_max = Some(1);
+        }
+        let plan = Plan { id: self.ids[node].clone(), seeds, settings };
         self.ground.start(node, &plan).await;
         self.seats[node].running = true;
     }

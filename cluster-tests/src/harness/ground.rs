@@ -78,6 +78,8 @@ pub struct Settings {
     pub dead_linger_ms: Option<u64>,
     /// `gossip.dead_node_grace`.
     pub dead_node_grace_ms: Option<u64>,
+    /// `protocol.max`.
+    pub protocol_max: Option<u16>,
 }
 
 /// What happens to the packets from one node to another.
@@ -161,6 +163,9 @@ impl Settings {
         }
         if let Some(ms) = self.dead_node_grace_ms {
             config.gossip.dead_node_grace = Duration::from_millis(ms);
+        }
+        if let Some(max) = self.protocol_max {
+            config.protocol.max = max;
         }
         config
     }

@@ -1,8 +1,9 @@
 //! What a cluster has to survive, by name: used by the tests, and by `just partition SCENARIO` and `just sim`.
 //!
 //! Each scenario begins with all members in one room and every node emitting to it, and ends wherever it likes: the harness
-//! heals what is left, waits until the nodes are one cluster, and checks the history. Times are picked by the seed. Those
-//! marked as for any ground can run on real ground, too; in those marked as lossless nothing may be lost, not even with a word.
+//! heals what is left, waits until the nodes are one cluster, and checks the history. Times are picked by the seed, and so is
+//! which nodes speak an older version of the protocol. Those marked as for any ground can run on real ground, too; in those
+//! marked as lossless nothing may be lost, not even with a word.
 
 mod network;
 mod nodes;
@@ -60,6 +61,7 @@ impl Scenario {
             .nodes(self.nodes)
             .seed(seed)
             .settings((self.settings)())
+            .old(|seed, node| (seed + node as u64).is_multiple_of(4))
             .lossless(self.lossless)
             .replayed_by(format!("just partition {} SEED={seed}", self.name))
     }
