@@ -44,6 +44,14 @@ bench-settled:
 bench-isolation:
     cargo bench -p cluster-tests --bench isolation
 
+# Beside raw QUIC, raw TCP, Redis, NATS, Zenoh and socketioxide-redis: ten minutes, the first time more; `--quick`, `--systems a,b`.
+bench-peers *OPTIONS:
+    cargo bench -p cluster-tests --bench peers -- {{OPTIONS}}
+
+# What that bench builds has no warnings and passes its tests; not in CI, as it compiles Zenoh.
+check-peers:
+    cd cluster-tests/peers && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
+
 # The same faults for roomcast and, where they are installed, Redis and NATS: five minutes, as a table.
 heal-report:
     cargo run --release -p cluster-tests --bin heal-report
