@@ -18,6 +18,8 @@ use programs::{broker, build, feature, measure};
 /// What the bench ends with when something is not as it must be.
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
+/// Where the results go, in the target directory.
+const FILE: &str = "bench/peers.json";
 /// How many nodes an emit goes to, where that is what is measured; with messages of so many bytes.
 const FAN_OUT: ([usize; 3], usize) = ([2, 5, 10], 256);
 
@@ -61,16 +63,19 @@ fn run(options: &Options) -> Outcome<()> {
                 note(measure(&worker, system, plan, true, &mut results), system, &mut missing);
             }
         }
+        save(&target, &results)?;
     }
     println!("\n{} rounds, medians; in brackets what roomcast has of it\n", options.rounds);
     println!("{}", results.table());
     missing.iter().for_each(|line| println!("missing: {line}"));
-    let folder = target.join("bench");
-    std::fs::create_dir_all(&folder)?;
-    let file = folder.join("peers.json");
-    std::fs::write(&file, format!("{:#}\n", results.json()))?;
-    println!("\nwritten to {}", file.display());
+    println!("\nwritten to {}", target.join(FILE).display());
     Ok(())
+}
+
+/// After each round: a run that is broken off leaves what it has.
+fn save(target: &Path, results: &Results) -> Outcome<()> {
+    std::fs::create_dir_all(target.join("bench"))?;
+    Ok(std::fs::write(target.join(FILE), format!("{:#}\n", results.json()))?)
 }
 
 /// The worker for these systems; those that cannot be built are taken out.

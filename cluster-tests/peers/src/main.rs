@@ -61,15 +61,8 @@ fn start(words: &[&str]) -> Outcome<()> {
     };
     #[cfg(target_os = "linux")]
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
-    // Its receivers would hand messages over in any order on several threads.
-    let mut builder = match *system {
-        "socketioxide-redis" => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
-    };
-    if *system != "socketioxide-redis" {
-        builder.worker_threads(2);
-    }
-    let runtime = builder.enable_all().build()?;
+    // What sends and measures is on the thread of `main`, all else on two others.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let plan = more.first().map(|plan| serde_json::from_str::<Plan>(plan)).transpose()?;
     if plan.is_some() != (*role == "emit") {
         return Err(format!("be {role:?}").into());

@@ -21,6 +21,8 @@ pub(crate) struct Arrivals {
     sum: AtomicU64,
     /// As many are wanted before the next word to the emitter.
     wanted: AtomicU64,
+    /// What was wanted when the emitter was told the last time.
+    told: AtomicU64,
     last: AtomicBool,
     wrong: AtomicBool,
     ready: AtomicBool,
@@ -42,6 +44,7 @@ impl Arrivals {
             count: AtomicU64::new(0),
             sum: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             last: AtomicBool::new(false),
             wrong: AtomicBool::new(false),
             ready: AtomicBool::new(false),
@@ -73,9 +76,11 @@ impl Arrivals {
             self.wanted.fetch_max(message.number() + 1, Relaxed);
             self.last.store(message.is(FINAL), Relaxed);
         }
-        if count == self.wanted.load(Relaxed) {
+        let wanted = self.wanted.load(Relaxed);
+        if count >= wanted && self.told.swap(wanted, Relaxed) < wanted {
             let sum = u128::from(self.sum.load(Relaxed));
-            if self.last.load(Relaxed) && sum != u128::from(count) * u128::from(before) / 2 {
+            if self.last.load(Relaxed) && count == wanted && sum != u128::from(count) * u128::from(before) / 2
+            {
                 self.wrong.store(true, Relaxed);
             }
             self.tell(count);

@@ -33,12 +33,14 @@ pub(crate) struct Place {
     /// The broker, or where the emitter listens.
     pub(crate) address: SocketAddr,
     /// Which kind of the system.
+    #[cfg_attr(not(feature = "zenoh"), expect(dead_code, reason = "Zenoh alone has it"))]
     pub(crate) variant: &'static str,
     /// How many are on the other side.
     pub(crate) peers: usize,
     /// Which receiver this is.
     pub(crate) at: usize,
     /// What the emitter's side said; one line.
+    #[cfg_attr(not(feature = "zenoh"), expect(dead_code, reason = "Zenoh alone has it"))]
     pub(crate) notice: String,
     /// The emitter alone has it: receivers come when something was sent.
     pub(crate) bound: Option<oneshot::Sender<String>>,
