@@ -51,6 +51,13 @@ bench-isolation:
 # What to plan for: memory of links, rooms and clients, packets and CPU of idle links.
 bench-sizing:
     cargo bench -p cluster-tests --bench sizing
+# Beside raw QUIC, raw TCP, Redis, NATS, Zenoh and socketioxide-redis: ten minutes, the first time more; `--quick`, `--systems a,b`.
+bench-peers *OPTIONS:
+    cargo bench -p cluster-tests --bench peers -- {{OPTIONS}}
+
+# What that bench builds has no warnings and passes its tests; not in CI, as it compiles Zenoh.
+check-peers:
+    cd cluster-tests/peers && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
 
 # The same faults for roomcast and, where they are installed, Redis and NATS: five minutes, as a table.
 heal-report:

@@ -7,6 +7,7 @@
 //! * [`gate`]: a socket that can be cut, or slow.
 //! * [`harness`]: clusters on simulated and on real ground.
 //! * [`netns`]: network namespaces, links that go down, one-way cuts.
+//! * [`peers`]: medians, ratios and tables of the bench beside Redis, NATS and Zenoh.
 //! * [`pods`]: a stand-in for Kubernetes: pods found by DNS, a service for clients, an end with a grace period.
 //! * [`process`]: programs whose output is kept, and which end with the test.
 //! * [`recorder`]: a sink that records numbered messages and checks order, repeats and losses.
@@ -28,6 +29,7 @@ pub mod harness;
 pub mod heal;
 pub mod logs;
 pub mod netns;
+pub mod peers;
 pub mod pods;
 pub mod process;
 pub mod raw;
