@@ -51,6 +51,7 @@ bench-isolation:
 # What to plan for: memory of links, rooms and clients, packets and CPU of idle links.
 bench-sizing:
     cargo bench -p cluster-tests --bench sizing
+
 # Beside raw QUIC, raw TCP, Redis, NATS, Zenoh and socketioxide-redis: ten minutes, the first time more; `--quick`, `--systems a,b`.
 bench-peers *OPTIONS:
     cargo bench -p cluster-tests --bench peers -- {{OPTIONS}}
