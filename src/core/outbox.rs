@@ -309,7 +309,9 @@ impl Outbox {
                 self.open = BytesMut::with_capacity(BUFFER_BYTES.max(len));
             }
         }
-        self.open.extend_from_slice(trace);
+        if !trace.is_empty() {
+            self.open.extend_from_slice(trace);
+        }
         let before = self.open.len();
         if !self.open_head.is_empty() && self.open[self.open_head.clone()] == head[LENGTH_BYTES..] {
             // At most `INLINE_BYTES` and one.

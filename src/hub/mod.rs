@@ -450,8 +450,23 @@ impl Hub {
         volatile: bool,
         carried: Option<TraceContext>,
     ) -> Receipt {
+        if carried.is_none() && self.tracer.get().is_none() {
+            return self.send_under(ns, rooms, head, payload, volatile, None);
+        }
         let trace = self.trace_out(carried, head.ns, trace::BROADCAST, || self.wants(ns, rooms));
-        let trace = trace.as_ref().map(|trace| &trace.frame);
+        self.send_under(ns, rooms, head, payload, volatile, trace.as_ref().map(|trace| &trace.frame))
+    }
+
+    /// Sends it, as a part of this trace.
+    fn send_under(
+        &self,
+        ns: &Namespace,
+        rooms: &[RoomKey],
+        head: &BroadcastHead<'_>,
+        payload: &Bytes,
+        volatile: bool,
+        trace: Option<&TraceFrame>,
+    ) -> Receipt {
         self.send_by(ns, rooms, head, payload, volatile.then_some(trace), |peer, head| {
             peer.push(trace, head, payload, || self.now_ms()).map(|_| true)
         })
