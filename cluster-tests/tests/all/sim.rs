@@ -112,3 +112,19 @@ mod application {
         });
     }
 }
+
+#[test]
+fn by_the_seed_some_nodes_speak_an_older_version() {
+    let blip = scenarios::find("blip").unwrap();
+    blip.builder(4).run(async |cluster: &mut cluster_tests::Cluster| {
+        for node in [0, 1] {
+            let links = cluster.report(node).await.unwrap().links;
+            assert_eq!(links.len(), 4);
+            for link in links {
+                // Nodes 0 and 4 of five.
+                let old = node == 0 || ["n0", "n4"].contains(&link.peer.as_str());
+                assert_eq!(link.protocol, Some(if old { 1 } else { 2 }), "n{node} and {}", link.peer);
+            }
+        }
+    });
+}
