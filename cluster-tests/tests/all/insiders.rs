@@ -8,7 +8,7 @@ use cluster_tests::raw::{broadcast, frame, read};
 use cluster_tests::recorder::stamp_of;
 use cluster_tests::wait::soon;
 use cluster_tests::{RawPeer, eventually};
-use roomcast::core::frame::{EndStatus, Head, RefusalKind, Resume};
+use roomcast::core::frame::{EndStatus, Head, RefusalKind, Resume, trace_frame};
 use tokio::time::timeout;
 
 use crate::hostile::{Scene, VIOLATION};
@@ -69,6 +69,42 @@ async fn what_nobody_sent_or_asked_for_is_ignored() {
     .await;
     assert_eq!(scene.nodes[0].report().requests.late_answers, 3);
     assert!(link.conn.close_reason().is_none());
+    scene.unharmed().await;
+}
+
+/// A trace has ids, stands ahead of a counted frame, and is for those who said that they read it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_stands_where_it_may_only() {
+    let mut scene = Scene::new("tracers").await;
+    let context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap();
+    let trace = trace_frame(&context).to_vec();
+    let said = frame(&broadcast("/elsewhere"), b"x").to_vec();
+    let alone = "a trace context without the frame";
+    scene.attack(alone, &[&trace[..], &trace].concat()).await;
+    let received = frame(&Head::Received { seq: 0, interest: 0 }, b"").to_vec();
+    scene.attack(alone, &[&trace[..], &received].concat()).await;
+    let mut nameless = trace.clone();
+    nameless[5..21].fill(0);
+    scene.attack("", &[&nameless[..], &said].concat()).await;
+    let cut = [&25u32.to_le_bytes(), &trace[4..29], &said[..]].concat();
+    scene.attack("", &cut).await;
+
+    for (version, is_read) in [(2, true), (1, false)] {
+        let mut peer = scene.peer();
+        peer.protocol = (1, version);
+        let mut link = peer.link(scene.nodes[0].addr(), "/elsewhere").await;
+        eventually("the link is up", || scene.nodes[0].is_linked_to(&peer.id)).await;
+        link.say_bytes(&[&trace[..], &said].concat()).await;
+        if is_read {
+            eventually("the frame is taken", || {
+                scene.nodes[0].link(&peer.id).is_some_and(|link| link.frames_received == 1)
+            })
+            .await;
+            assert!(link.conn.close_reason().is_none());
+        } else {
+            scene.caught(&peer, &link, "a frame of a later version than that of the link").await;
+        }
+    }
     scene.unharmed().await;
 }
 
