@@ -48,7 +48,7 @@ use crate::error::{IdError, StartError};
 use crate::event::Events;
 use crate::hub::peer::PeerQueue;
 use crate::hub::{Hub, handlers};
-use crate::ids::NodeId;
+use crate::ids::{Namespace, NodeId};
 use crate::plain::Rooms;
 use crate::quic::tls::ClusterSecret;
 
@@ -188,7 +188,7 @@ impl Emitter {
     /// Everyone in a namespace; narrow it down with [`Selection::to`] and the like. An unusable path is an error of what
     /// is done next.
     pub fn of(&self, path: impl AsRef<str>) -> Selection<'_> {
-        Selection::new(self, path.as_ref())
+        Selection::new(self, Namespace::of_user(path.as_ref()))
     }
 
     /// The members of some rooms of the namespace `/`.
@@ -206,7 +206,7 @@ impl Emitter {
         name: &str,
         data: &T,
     ) -> Result<(), EmitterError> {
-        self.of(handlers::NODE).server_side_emit(name, data)
+        Selection::new(self, Namespace::new(handlers::NODE)).server_side_emit(name, data)
     }
 
     /// Waits until everything that was accepted before this call is applied: by the node of the link and by those that

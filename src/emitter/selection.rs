@@ -40,10 +40,10 @@ pub struct Selection<'e> {
 }
 
 impl<'e> Selection<'e> {
-    pub(super) fn new(emitter: &'e Emitter, path: &str) -> Self {
+    pub(super) fn new(emitter: &'e Emitter, ns: Result<Namespace, IdError>) -> Self {
         Self {
             emitter,
-            ns: Namespace::of_user(path),
+            ns,
             everyone: true,
             rooms: Vec::new(),
             except: Vec::new(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use roomcast::Node;
-use roomcast::status::Report;
+use roomcast::status::{LinkReport, Report};
 
 use super::builder::{ClusterBuilder, SEED_VARIABLE, SeedNodes};
 use super::check::{self, Tally};
@@ -445,7 +445,7 @@ impl Cluster {
         self.ground.history().add(Entry { at, node: 0, run: 0, what: What::Fault(words.into()) });
     }
 
-    /// Heals everything, waits until the running nodes are one cluster and their queues are empty, and checks the history.
+    /// Heals everything, waits until the running nodes are one cluster and have delivered what is queued, and checks the history.
     pub(super) async fn finish(mut self) -> History {
         self.note("the end: everything is healed");
         self.heal().await;
@@ -464,11 +464,14 @@ impl Cluster {
         std::mem::take(self.ground.history())
     }
 
-    /// Waits until the queues are empty.
+    /// Waits until what is in the queues now has gone: acknowledged, or given up. An application goes on emitting.
     async fn emptied(&mut self) {
+        let due = frames_of(&self.reports().await, |link| link.frames_sent);
         self.eventually(EMPTY, async |cluster| {
-            let reports = cluster.reports().await;
-            reports.values().flat_map(|report| &report.links).all(|link| link.queue_frames == 0)
+            let gone = frames_of(&cluster.reports().await, |link| {
+                link.frames_sent.saturating_sub(link.queue_frames)
+            });
+            due.iter().all(|(link, sent)| gone.get(link).is_none_or(|gone| gone >= sent))
         })
         .await;
         // What was acknowledged is delivered; on real ground its record is on its way.
@@ -518,6 +521,15 @@ impl Cluster {
     fn simulated(&mut self) -> &mut Simulated {
         self.ground.simulated().expect("this can be done on simulated ground only")
     }
+}
+
+/// A number of each link, by the node, its peer and the run of that.
+fn frames_of(
+    reports: &BTreeMap<String, Report>,
+    number: impl Fn(&LinkReport) -> u64,
+) -> BTreeMap<(String, String, u64), u64> {
+    let links = reports.iter().flat_map(|(id, report)| report.links.iter().map(move |link| (id, link)));
+    links.map(|(id, link)| ((id.clone(), link.peer.clone(), link.incarnation), number(link))).collect()
 }
 
 impl Drop for Cluster {

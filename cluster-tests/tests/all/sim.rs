@@ -111,6 +111,23 @@ mod application {
             assert_eq!(size.await, 3);
         });
     }
+
+    #[test]
+    fn an_application_may_emit_until_the_end() {
+        let application = async |node: roomcast::Node| {
+            let chat = node.namespace("/chat").unwrap();
+            let member = chat.connect(|_| {});
+            member.join("news").unwrap();
+            loop {
+                chat.to("news").emit("again").unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        Cluster::builder().nodes(3).seed(7).application(application).run(async |cluster: &mut Cluster| {
+            cluster.partition([0], [1, 2]).await;
+            cluster.sleep(Duration::from_secs(2)).await;
+        });
+    }
 }
 
 #[test]
