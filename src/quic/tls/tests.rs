@@ -1,6 +1,7 @@
 //! Handshakes between real endpoints on loopback.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use quinn::{Connection, ConnectionError, Endpoint};
@@ -331,9 +332,10 @@ fn write(files: &PemFiles, ca: &str, (cert, key): &(String, String)) {
     std::fs::write(&files.key, key).unwrap();
 }
 
-/// In whole seconds, as certificates have it.
+/// In whole seconds, as certificates have it; from the first call on, so that every call with the same days says the same.
 fn in_days(days: u32) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(now().duration_since(UNIX_EPOCH).unwrap().as_secs()) + days * DAY
+    static FIRST: LazyLock<Duration> = LazyLock::new(|| now().duration_since(UNIX_EPOCH).unwrap());
+    UNIX_EPOCH + Duration::from_secs(FIRST.as_secs()) + days * DAY
 }
 
 #[tokio::test]

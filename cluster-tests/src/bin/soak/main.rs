@@ -95,8 +95,8 @@ fn main() -> ExitCode {
         );
     }
     if let Some(path) = options.graph {
-        let svg =
-            graph.svg(&format!("Memory of {NODES} nodes: RssAnon, and dashed what they have allocated"), STEADY);
+        let svg = graph
+            .svg(&format!("Memory of {NODES} nodes: RssAnon, and dashed what they have allocated"), STEADY);
         if let Err(error) = std::fs::write(&path, svg) {
             eprintln!("soak: failed to write {}: {error}", path.display());
         }
