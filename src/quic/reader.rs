@@ -409,6 +409,13 @@ impl Reader {
     }
 }
 
+/// What was lost is told, too, when the link ends amid a block.
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.report_gap();
+    }
+}
+
 /// The messages of one block: a head that is repeated is read once, and fronts may keep what they looked up for it.
 struct Run<'b> {
     last: LastHead<'b>,

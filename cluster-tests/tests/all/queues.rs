@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cluster_tests::cluster::event;
 use cluster_tests::raw::{broadcast, frame, read};
 use cluster_tests::recorder::stamp_of;
 use cluster_tests::wait::soon;
@@ -187,8 +188,13 @@ async fn a_jump_of_the_numbers_is_a_gap_here_and_a_step_back_ends_the_link() {
             break;
         }
     }
-    link.say(&Head::Start { first: 101 }, &[]).await;
+    // A gap right before the end of the link is told like any other.
+    let both = [150, 150].map(|first| frame(&Head::Start { first }, &[])).concat();
+    link.say_bytes(&both).await;
     assert!(link.closed().await.1.contains("an unexpected start"));
+    let last = event(&mut events, "gap", |event| matches!(event, Event::Gap { .. })).await;
+    let Event::Gap { frames, outgoing, .. } = last else { unreachable!("filtered") };
+    assert_eq!((frames, outgoing, report().gap_frames_received), (49, false, 96 + 49));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
