@@ -4,7 +4,9 @@
 //! The systems run in a program of its own (`cluster-tests/peers`), which this builds and starts: a process that emits
 //! and one or more that receive, the same for all.
 
+mod measure;
 mod options;
+#[path = "../common/programs.rs"]
 mod programs;
 
 use std::path::{Path, PathBuf};
@@ -12,8 +14,9 @@ use std::process::ExitCode;
 
 use cluster_tests::peers::{Results, SYSTEMS};
 use cluster_tests::requirement::in_path;
+use measure::{feature, measure};
 use options::{HELP, Options};
-use programs::{broker, build, feature, measure};
+use programs::{broker, build, save, target};
 
 /// What the bench ends with when something is not as it must be.
 pub(crate) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -63,19 +66,13 @@ fn run(options: &Options) -> Outcome<()> {
                 note(measure(&worker, system, plan, true, &mut results), system, &mut missing);
             }
         }
-        save(&target, &results)?;
+        save(&target, FILE, &results)?;
     }
     println!("\n{} rounds, medians; in brackets what roomcast has of it\n", options.rounds);
     println!("{}", results.table());
     missing.iter().for_each(|line| println!("missing: {line}"));
     println!("\nwritten to {}", target.join(FILE).display());
     Ok(())
-}
-
-/// After each round: a run that is broken off leaves what it has.
-fn save(target: &Path, results: &Results) -> Outcome<()> {
-    std::fs::create_dir_all(target.join("bench"))?;
-    Ok(std::fs::write(target.join(FILE), format!("{:#}\n", results.json()))?)
 }
 
 /// The worker for these systems; those that cannot be built are taken out.
@@ -102,10 +99,4 @@ fn note(outcome: Outcome<()>, system: &str, missing: &mut Vec<String>) {
     if let Err(error) = outcome {
         missing.push(format!("{system}, part of a round: failed to {error}"));
     }
-}
-
-/// Where this program was built: `<target>/<profile>/deps/peers-...`.
-fn target() -> Outcome<PathBuf> {
-    let program = std::env::current_exe()?;
-    Ok(program.ancestors().nth(3).ok_or("find the target directory")?.to_owned())
 }

@@ -4,11 +4,15 @@
 //! them, and prints what it measured as lines of JSON. `CONTROL` is where the emitter listens for its receivers,
 //! `ADDRESS` the broker, or where the emitter listens for the system. All systems share these processes and this loop.
 
+#[cfg(feature = "clients")]
+mod clients;
 mod control;
 mod emitter;
 mod measure;
 mod message;
 mod receiver;
+#[cfg(feature = "clients")]
+mod serve;
 mod wires;
 
 use std::net::SocketAddr;
@@ -56,13 +60,21 @@ fn main() {
 }
 
 fn start(words: &[&str]) -> Outcome<()> {
-    let [role, system, control, address, more @ ..] = words else {
-        return Err("read the arguments: this is started by the bench".into());
-    };
     #[cfg(target_os = "linux")]
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
     // What sends and measures is on the thread of `main`, all else on two others.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    #[cfg(feature = "clients")]
+    match words {
+        ["serve", system, name, address, seed @ ..] => {
+            return runtime.block_on(serve::run(system, name, address.parse()?, seed));
+        }
+        ["clients", plan] => return runtime.block_on(clients::run(serde_json::from_str(plan)?)),
+        _ => {}
+    }
+    let [role, system, control, address, more @ ..] = words else {
+        return Err("read the arguments: this is started by the bench".into());
+    };
     let plan = more.first().map(|plan| serde_json::from_str::<Plan>(plan)).transpose()?;
     if plan.is_some() != (*role == "emit") {
         return Err(format!("be {role:?}").into());

@@ -1,4 +1,4 @@
-//! The programs that the bench starts: brokers, and the worker, which it builds first.
+//! The programs that the benches `peers` and `clients` start: brokers, and the worker, which they build first.
 
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -6,29 +6,17 @@ use std::process::{Child, Command, Stdio};
 
 use cluster_tests::peers::Results;
 use cluster_tests::requirement::in_path;
-use serde_json::json;
 
 use crate::Outcome;
 
 /// A program that ends with the bench.
-pub(crate) struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
         // It fails when the program has ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// The cargo feature of the worker that a system needs.
-pub(crate) fn feature(system: &str) -> Option<&'static str> {
-    match system {
-        "redis" => Some("redis"),
-        "nats" => Some("nats"),
-        "zenoh-tcp" | "zenoh-quic" => Some("zenoh"),
-        "socketioxide-redis" => Some("socketioxide"),
-        _ => None,
     }
 }
 
@@ -56,6 +44,18 @@ pub(crate) fn build(target: &Path, features: &[&str]) -> Outcome<PathBuf> {
     Ok(target.join("release/peers-worker"))
 }
 
+/// Where the program that runs was built: `<target>/<profile>/deps/peers-...`.
+pub(crate) fn target() -> Outcome<PathBuf> {
+    let program = std::env::current_exe()?;
+    Ok(program.ancestors().nth(3).ok_or("find the target directory")?.to_owned())
+}
+
+/// Writes the results to `file` in the target directory. After each round: a run that is broken off leaves what it has.
+pub(crate) fn save(target: &Path, file: &str, results: &Results) -> Outcome<()> {
+    std::fs::create_dir_all(target.join("bench"))?;
+    Ok(std::fs::write(target.join(file), format!("{:#}\n", results.json()))?)
+}
+
 /// A broker on a free port, when the system has one.
 pub(crate) fn start_broker(system: &str, address: SocketAddr) -> Outcome<Option<Running>> {
     let Some(name) = broker(system) else { return Ok(None) };
@@ -76,42 +76,8 @@ pub(crate) fn start_broker(system: &str, address: SocketAddr) -> Outcome<Option<
     Ok(Some(running))
 }
 
-/// One system, once: an emitter and its receivers. What they measured goes into the results.
-pub(crate) fn measure(
-    worker: &Path,
-    system: &str,
-    (receivers, payloads, seconds): (usize, &[usize], f64),
-    fan_out: bool,
-    results: &mut Results,
-) -> Outcome<()> {
-    let (control, address) = (free()?, free()?);
-    let broker = start_broker(system, address)?;
-    let plan = json!({
-        "receivers": receivers,
-        "payloads": payloads,
-        "seconds": seconds,
-        "fan_out": fan_out,
-        "broker": broker.as_ref().map(|broker| broker.0.id()),
-    });
-    let (control, address) = (control.to_string(), address.to_string());
-    let start = |role: &str| {
-        let mut command = Command::new(worker);
-        command.args([role, system, &control, &address]);
-        command
-    };
-    let _receivers = (0..receivers)
-        .map(|_| start("receive").stdout(Stdio::null()).spawn().map(Running))
-        .collect::<Result<Vec<_>, _>>()?;
-    let output = start("emit").arg(plan.to_string()).stderr(Stdio::inherit()).output()?;
-    String::from_utf8_lossy(&output.stdout).lines().for_each(|line| results.take(system, line));
-    if !output.status.success() {
-        return Err(format!("measure {system}").into());
-    }
-    Ok(())
-}
-
 /// A port on loopback that nobody has, of TCP and UDP.
-fn free() -> Outcome<SocketAddr> {
+pub(crate) fn free() -> Outcome<SocketAddr> {
     loop {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         if UdpSocket::bind(address).is_ok() {
