@@ -38,9 +38,16 @@ struct Case {
 }
 
 const CASES: [Case; 3] = [
-    Case { name: "3 servers, rooms of 3", servers: 3, rooms: 100, members: 3, spread: 3, rate: 500.0 },
-    Case { name: "3 servers, rooms of 30", servers: 3, rooms: 20, members: 30, spread: 3, rate: 100.0 },
-    Case { name: "10 servers, rooms of 4 on 2", servers: 10, rooms: 100, members: 4, spread: 2, rate: 200.0 },
+    Case { name: "3 servers, rooms of 3", servers: 3, rooms: 100, members: 3, spread: 3, rate: 2000.0 },
+    Case { name: "3 servers, rooms of 30", servers: 3, rooms: 20, members: 30, spread: 3, rate: 300.0 },
+    Case {
+        name: "10 servers, rooms of 4 on 2",
+        servers: 10,
+        rooms: 100,
+        members: 4,
+        spread: 2,
+        rate: 2000.0,
+    },
 ];
 /// Servers that the idle clients are on.
 const IDLE_SERVERS: usize = 3;
@@ -50,6 +57,7 @@ cargo bench -p cluster-tests --bench clients -- [options]
 
   --systems a,b  only these: roomcast, socketioxide-redis
   --rounds N     how often each is measured; default 3
+  --case TEXT    only cases with this in their name, as in the table
   --idle N       clients that only connect; default 9000 (each takes three open files, of a limit for each process)
   --quick        one short round: to see that it works, not to compare";
 
@@ -57,6 +65,7 @@ cargo bench -p cluster-tests --bench clients -- [options]
 struct Options {
     systems: Vec<&'static str>,
     rounds: usize,
+    case: String,
     idle: usize,
     seconds: f64,
 }
@@ -64,7 +73,8 @@ struct Options {
 impl Options {
     /// Nothing when help was asked for.
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
-        let mut options = Self { systems: SYSTEMS.to_vec(), rounds: 3, idle: 9000, seconds: 4.0 };
+        let mut options =
+            Self { systems: SYSTEMS.to_vec(), rounds: 3, case: String::new(), idle: 9000, seconds: 4.0 };
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or(format!("{arg} needs a value"));
             let number = |text: String| {
@@ -81,6 +91,7 @@ impl Options {
                     let systems = wanted.split(',').map(known).collect::<Option<_>>();
                     options.systems = systems.ok_or(format!("what is {wanted:?}? See --help"))?;
                 }
+                "--case" => options.case = value()?,
                 "--rounds" => options.rounds = number(value()?)?,
                 "--idle" => options.idle = number(value()?)?,
                 "--help" | "-h" => return Ok(None),
@@ -123,13 +134,10 @@ fn run(mut options: Options) -> Outcome<bool> {
     let (mut results, mut failed) = (Results::default(), false);
     for round in 1..=options.rounds {
         let cases = CASES.iter().map(Some).chain([None]);
+        let cases = cases.filter(|case| name(*case).contains(&options.case));
         for (case, system) in cases.flat_map(|case| options.systems.iter().map(move |system| (case, *system)))
         {
-            eprintln!(
-                "round {round} of {}: {system}, {}",
-                options.rounds,
-                case.map_or("idle clients", |case| case.name)
-            );
+            eprintln!("round {round} of {}: {system}, {}", options.rounds, name(case));
             if let Err(error) = measure(&worker, system, case, &options, &mut results) {
                 failed = true;
                 missing.push(format!("{system}, part of a round: failed to {error}"));
@@ -142,6 +150,10 @@ fn run(mut options: Options) -> Outcome<bool> {
     missing.iter().for_each(|line| println!("missing: {line}"));
     println!("\nwritten to {}", target.join(FILE).display());
     Ok(!failed)
+}
+
+fn name(case: Option<&Case>) -> &'static str {
+    case.map_or("idle clients", |case| case.name)
 }
 
 /// One system in one case, once; without a case, what idle clients take.
@@ -188,7 +200,7 @@ fn measure(
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let mut value: Value = serde_json::from_str(line)?;
         let metric = value["metric"].as_str().unwrap_or_default();
-        value["metric"] = format!("{}: {metric}", case.map_or("idle clients", |case| case.name)).into();
+        value["metric"] = format!("{}: {metric}", name(case)).into();
         results.take(system, &value.to_string());
     }
     if output.status.success() { Ok(()) } else { Err(format!("measure {system}").into()) }

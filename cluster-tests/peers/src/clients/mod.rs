@@ -106,9 +106,13 @@ async fn messages(plan: &Plan) -> Outcome<()> {
     let numbers = plan.servers.numbers().await?.since(&before);
     report(plan, sent, took, &numbers);
 
+    let before = plan.servers.numbers().await?;
     let late = talk.at_a_rate().await?;
+    let numbers = plan.servers.numbers().await?.since(&before);
+    let rate = format!("{}_per_s", plan.rate);
+    say(plan, &format!("{rate}_deliveries_per_cpu_s"), late.len() as f64 / (numbers.cpu_us / 1e6));
     for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
-        say(plan, &format!("latency_{name}_us"), quantile(&late, share));
+        say(plan, &format!("{rate}_latency_{name}_us"), quantile(&late, share));
     }
     Ok(())
 }
