@@ -56,7 +56,19 @@ bench-sizing:
 bench-peers *OPTIONS:
     cargo bench -p cluster-tests --bench peers -- {{OPTIONS}}
 
-# What that bench builds has no warnings and passes its tests; not in CI, as it compiles Zenoh.
+# From WebSocket client to WebSocket client over several servers, beside socketioxide-redis: five minutes; `--quick`, `--case TEXT`.
+bench-clients *OPTIONS:
+    cargo bench -p cluster-tests --bench clients -- {{OPTIONS}}
+
+# What a cluster costs as it grows, on simulated ground: 3 to 100 nodes, a minute; `--nodes 3,10`, `--gossip-ms 500`.
+bench-scale *OPTIONS:
+    cargo bench -p cluster-tests --bench scale -- {{OPTIONS}}
+
+# What large messages cost the small ones on the same link.
+bench-large:
+    cargo bench -p cluster-tests --bench large
+
+# What the benches beside others build has no warnings and passes its tests; not in CI, as it compiles Zenoh.
 check-peers:
     cd cluster-tests/peers && cargo fmt --check && cargo clippy --all-targets -- -D warnings && cargo test
 

@@ -35,6 +35,7 @@ pub mod process;
 pub mod raw;
 pub mod recorder;
 pub mod requirement;
+pub mod scale;
 pub mod wait;
 
 pub use cluster::{Live, Seat, Seeds, Setup};

@@ -78,6 +78,8 @@ pub struct Settings {
     pub dead_linger_ms: Option<u64>,
     /// `gossip.dead_node_grace`.
     pub dead_node_grace_ms: Option<u64>,
+    /// `gossip.interval`; the failure detector takes four fifths of it for the usual time between two signs of life.
+    pub gossip_interval_ms: Option<u64>,
     /// `protocol.max`.
     pub protocol_max: Option<u16>,
 }
@@ -163,6 +165,10 @@ impl Settings {
         }
         if let Some(ms) = self.dead_node_grace_ms {
             config.gossip.dead_node_grace = Duration::from_millis(ms);
+        }
+        if let Some(ms) = self.gossip_interval_ms {
+            config.gossip.interval = Duration::from_millis(ms);
+            config.gossip.initial_interval = config.gossip.interval * 4 / 5;
         }
         if let Some(max) = self.protocol_max {
             config.protocol.max = max;

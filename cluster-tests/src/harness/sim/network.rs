@@ -29,6 +29,8 @@ const BUFFER: usize = 2 << 20;
 pub struct Traffic {
     /// They were sent.
     pub sent: u64,
+    /// The bytes of those, without headers of UDP and IP.
+    pub sent_bytes: u64,
     /// A rule lost them.
     pub lost: u64,
     /// They were larger than the path carries.
@@ -135,6 +137,7 @@ impl Network {
             return;
         }
         inner.traffic.sent += 1;
+        inner.traffic.sent_bytes += data.len() as u64;
         if data.len() > MTU {
             inner.traffic.too_large += 1;
             return;
