@@ -27,8 +27,8 @@ cargo bench -p cluster-tests --bench scale -- [options]
 const LOOK: Duration = Duration::from_millis(50);
 /// More than two interest ticks.
 const TICK: Duration = Duration::from_millis(100);
-/// From when the cluster is formed until it counts as idle.
-const SETTLE: Duration = Duration::from_secs(10);
+/// From the last change until the cluster counts as idle, and gossips as in calm.
+const SETTLE: Duration = Duration::from_secs(30);
 /// The longest that anything may take, in simulated time.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes of the headers of UDP and IPv4.

@@ -44,6 +44,13 @@ const VIEW_PAUSE: Duration = Duration::from_millis(20);
 const REPLACEMENT_TIME: Duration = Duration::from_millis(500);
 /// News of a member is gossiped at once to so many linked nodes.
 const SPREAD: usize = 3;
+/// A link counts as quiet after so many ticks in which its reader called it that: 2 s after the last byte with the defaults.
+const QUIET_TICKS: u32 = 10;
+/// Gossip goes at full pace for so long after the last change of a member.
+const ALERT_MS: u64 = 10_000;
+/// While it does, its view is looked at again every so many ticks: what it says of a node has another meaning when its link is
+/// lost.
+const LOOK_TICKS: u64 = 5;
 /// A link that came up after the last sign of a newer run of this node and stands for so long shows that there is none
 /// any more: who knows of one closes the link at once.
 const ACCEPTED_MS: u64 = 5_000;
@@ -83,6 +90,8 @@ pub(crate) struct Membership {
     /// The newest other run of this node's id that was logged.
     conflict_logged: Incarnation,
     ticks: u64,
+    /// Until when this node gossips at full pace, whatever the members are like.
+    alert_until_ms: u64,
 }
 
 /// The peer actor of one run.
@@ -96,6 +105,8 @@ struct Entry {
     gone_since_ms: Option<u64>,
     /// Whether gossip knows this run.
     heard: bool,
+    /// For how many ticks its link has been quiet.
+    quiet_ticks: u32,
 }
 
 impl Membership {
@@ -117,6 +128,7 @@ impl Membership {
             conflict_seen_ms: 0,
             conflict_logged: Incarnation::default(),
             ticks: 0,
+            alert_until_ms: ALERT_MS,
         }
     }
 
@@ -187,7 +199,39 @@ impl Membership {
         }
     }
 
+    /// Suspects who is quiet, and sets the pace of gossip: full while there is any doubt.
+    fn look_for_quiet(&mut self, now_ms: u64) {
+        let mut changes = Vec::new();
+        let mut doubt = false;
+        for (id, entry) in &mut self.peers {
+            let quiet = entry.link.is_some() && entry.queue.is_quiet();
+            let was = entry.quiet_ticks >= QUIET_TICKS;
+            entry.quiet_ticks = if quiet { entry.quiet_ticks.saturating_add(1) } else { 0 };
+            doubt |= quiet;
+            let is = entry.quiet_ticks >= QUIET_TICKS;
+            if was != is {
+                changes.extend(self.members.link_quiet(id, entry.incarnation, is, now_ms));
+            }
+        }
+        if !changes.is_empty() {
+            self.apply(changes);
+        }
+        let calm = |member: &Member| match member.state {
+            MemberState::Live => member.linked,
+            MemberState::Suspect => false,
+            MemberState::Leaving | MemberState::Dead => true,
+        };
+        doubt |= now_ms < self.alert_until_ms || !self.members.iter().all(calm);
+        self.parts.gossip.set_alert(doubt);
+        if doubt && self.ticks.is_multiple_of(LOOK_TICKS) {
+            self.parts.gossip.look_again();
+        }
+    }
+
     fn apply(&mut self, changes: Vec<MemberChange>) {
+        if !changes.is_empty() {
+            self.alert_until_ms = self.now_ms() + ALERT_MS;
+        }
         let node = self.parts.hub.id.clone();
         let mut news = false;
         for change in changes {
@@ -378,6 +422,7 @@ impl Membership {
             link: None,
             gone_since_ms: None,
             heard: false,
+            quiet_ticks: 0,
         };
         self.peers.insert(card.id.clone(), entry);
         Ok(actor)
@@ -485,6 +530,7 @@ impl Membership {
         if !changes.is_empty() {
             self.apply(changes);
         }
+        self.look_for_quiet(now);
         self.dial_candidates(ctx);
         self.look_for_acceptance(now);
         self.ticks += 1;
@@ -621,16 +667,19 @@ impl Handler<View> for Membership {
             // Only now does gossip have something to tell the others of a peer that linked.
             self.spread();
         }
-        let view: Vec<Gossiped> = view
-            .into_iter()
-            .map(|m| Gossiped {
-                id: m.id,
-                incarnation: m.incarnation,
-                addr: m.addr,
-                alive: m.alive,
-                leaving: m.leaving,
-            })
-            .collect();
+        // Who is heard over its link is not missed.
+        let is_heard = |m: &crate::gossip::GossipMember| {
+            let entry = self.peers.get(&m.id).filter(|entry| entry.incarnation == m.incarnation);
+            entry.is_some_and(|entry| entry.link.is_some() && !entry.queue.is_quiet())
+        };
+        let gossiped = |m: crate::gossip::GossipMember| Gossiped {
+            alive: m.alive && (!m.missed || is_heard(&m)),
+            id: m.id,
+            incarnation: m.incarnation,
+            addr: m.addr,
+            leaving: m.leaving,
+        };
+        let view: Vec<Gossiped> = view.into_iter().map(gossiped).collect();
         let changes = self.members.gossip(&view, self.now_ms());
         if !changes.is_empty() {
             self.apply(changes);

@@ -105,6 +105,7 @@ settings! {
     certificates.backdate: Time,
     certificates.lifetime: Time,
     gossip.interval: Time,
+    gossip.calm_bytes_per_second: Size,
     gossip.initial_interval: Time,
     gossip.phi_threshold: Factor,
     gossip.dead_node_grace: Time,

@@ -10,7 +10,7 @@ use crate::ids::{Incarnation, NodeId};
 pub enum MemberState {
     /// Its link is up or gossip's failure detector calls it alive, and neither says it is gone.
     Live,
-    /// Exactly one of the two says it is gone.
+    /// Exactly one of the two says it is gone, or its link is up and quiet.
     Suspect,
     /// It announced that it is leaving, and it is not dead yet.
     Leaving,
@@ -143,7 +143,7 @@ impl Default for MembersConfig {
 /// While the newer one is no more than a rumour, the member listed is still the old one, as dead.
 ///
 /// * Inputs, each returns what it changed: [`gossip`](Self::gossip), [`link_up`](Self::link_up),
-///   [`link_down`](Self::link_down), [`said_goodbye`](Self::said_goodbye), [`tick`](Self::tick) (about once a second). `now_ms` should not go back;
+///   [`link_down`](Self::link_down), [`link_quiet`](Self::link_quiet), [`said_goodbye`](Self::said_goodbye), [`tick`](Self::tick) (about once a second). `now_ms` should not go back;
 ///   when it does, waits only get longer. Of the own id: [`own_run`](Self::own_run), [`own_accepted`](Self::own_accepted).
 /// * Getters: [`iter`](Self::iter), [`get`](Self::get), [`candidates`](Self::candidates),
 ///   [`newest`](Self::newest), [`is_stale`](Self::is_stale), [`conflict`](Self::conflict).
@@ -181,6 +181,8 @@ struct Node {
     known: bool,
     detector: Detector,
     link: Link,
+    /// Its link is up, and nothing came over it for longer than usual.
+    quiet: bool,
     leaving: bool,
     /// It was a member and was forgotten: it is not dialled again on a mere rumour.
     forgotten: bool,
@@ -245,7 +247,7 @@ impl Members {
         }
         node.renew(incarnation, addr);
         node.addr = addr;
-        node.link = Link::Up;
+        (node.link, node.quiet) = (Link::Up, false);
         node.goodbye = false;
         if node.detector == Detector::Gone {
             node.detector = Detector::Never;
@@ -258,6 +260,24 @@ impl Members {
         match self.nodes.get_mut(id) {
             Some(node) if node.incarnation == incarnation && node.link == Link::Up => {
                 node.link = Link::Lost { at_ms: now_ms };
+                self.settle(id, now_ms)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Nothing came over the link of this incarnation for longer than usual, or something did again. Ignored when its link is
+    /// not up.
+    pub fn link_quiet(
+        &mut self,
+        id: &NodeId,
+        incarnation: Incarnation,
+        quiet: bool,
+        now_ms: u64,
+    ) -> Vec<MemberChange> {
+        match self.nodes.get_mut(id) {
+            Some(node) if node.incarnation == incarnation && node.link == Link::Up && node.quiet != quiet => {
+                node.quiet = quiet;
                 self.settle(id, now_ms)
             }
             _ => Vec::new(),
@@ -382,6 +402,7 @@ impl Node {
             known: false,
             detector: Detector::Never,
             link: Link::Never,
+            quiet: false,
             leaving: false,
             forgotten: false,
             goodbye: false,
@@ -430,6 +451,7 @@ impl Node {
     /// The state that the evidence on the newest incarnation gives, were it a member.
     fn state(&self, now_ms: u64, config: &MembersConfig) -> MemberState {
         let state = match (self.link, self.detector) {
+            (Link::Up, _) if self.quiet => MemberState::Suspect,
             (Link::Up, Detector::Gone) | (Link::Lost { .. }, Detector::Alive) => MemberState::Suspect,
             (Link::Up, _) | (Link::Never, Detector::Alive) => MemberState::Live,
             (Link::Lost { at_ms }, Detector::Never) if now_ms.saturating_sub(at_ms) < config.unheard_ms => {

@@ -1,6 +1,7 @@
 //! Gossip: who is in the cluster. chitchat, run over the authenticated links of the node.
 
 pub mod discovery;
+mod pace;
 #[cfg(feature = "srv")]
 pub mod srv;
 pub mod transport;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use chitchat::{Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, spawn_chitchat};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::ids::{Incarnation, NodeId};
 use transport::{Carrier, Incoming, LinkTransport, MAX_COUNT, Shared, count};
@@ -30,8 +32,14 @@ const RESTART_DELAY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct GossipConfig {
     /// How often to gossip with up to three nodes. Cost: three messages out and three in each time, of up to
-    /// 120 bytes per incarnation known. Default is 250 ms.
+    /// 120 bytes per incarnation known, as far as [`calm_bytes_per_second`](Self::calm_bytes_per_second) allows.
+    /// Default is 250 ms.
     pub interval: Duration,
+    /// What this node spends on lists of all nodes that it sends by itself while all is well: every member is live and its link
+    /// up for 10 s. When they would cost more than one and a half times this (about 16 nodes with short names), exchanges are
+    /// left out, down to one a second. At the first sign that something is wrong all take place again. Answers cost as much
+    /// again. Cost of less: a node that hangs while its link goes on is suspected later. Default is 6 KiB.
+    pub calm_bytes_per_second: usize,
     /// What the failure detector takes for the usual time between two signs of life of a node it has seen
     /// little of. Default is 200 ms: a little above what it is, so that a young node is suspected as soon as an old one.
     pub initial_interval: Duration,
@@ -50,6 +58,7 @@ impl Default for GossipConfig {
     fn default() -> Self {
         Self {
             interval: Duration::from_millis(250),
+            calm_bytes_per_second: 6 << 10,
             initial_interval: Duration::from_millis(200),
             phi_threshold: 16.0,
             dead_node_grace: Duration::from_secs(120),
@@ -69,6 +78,9 @@ pub struct GossipMember {
     pub addr: SocketAddr,
     /// Whether the failure detector calls it alive. False too before there are samples enough to say.
     pub alive: bool,
+    /// Whether nobody had news of it for as long as is death at full pace, while this node asked for them at full pace. The
+    /// failure detector has its measure from calmer times then, and says so later.
+    pub missed: bool,
     /// Whether it said that it is leaving.
     pub leaving: bool,
 }
@@ -148,7 +160,7 @@ impl Gossip {
     ) -> Result<Self, GossipError> {
         check(&config, cluster, advertise)?;
         let own = ChitchatId::new(id.as_str(), incarnation.0, advertise);
-        let shared = Arc::new(Shared::new(carrier, incoming, config.max_message_bytes));
+        let shared = Arc::new(Shared::new(carrier, incoming, &config));
         let launcher =
             Launcher { config, cluster: cluster.to_owned(), own: own.clone(), shared: Arc::clone(&shared) };
         let handle = launcher.launch(None).await.map_err(|error| GossipError::Start(error.to_string()))?;
@@ -162,7 +174,7 @@ impl Gossip {
     /// Left out: names and addresses that cannot be used (counted), and incarnations dead for half the grace.
     pub async fn view(&self) -> Vec<GossipMember> {
         let Some(handle) = self.shared.handle() else { return Vec::new() };
-        let view = handle.with_chitchat(|chitchat| read_view(chitchat, &self.own)).await;
+        let view = handle.with_chitchat(|chitchat| read_view(chitchat, &self.own, &self.shared)).await;
         let (members, unusable) = view;
         self.shared.counters.unusable_names.fetch_add(unusable, Ordering::Relaxed);
         members
@@ -174,9 +186,21 @@ impl Gossip {
             return;
         }
         if let Some(handle) = self.shared.handle() {
+            self.shared.pace().ask(addr);
             // It fails only while chitchat is started again; discovery asks again.
             let _ = handle.gossip(addr);
         }
+    }
+
+    /// Gossips at full pace from now on, as something is wrong or new; or only as often as
+    /// [`GossipConfig::calm_bytes_per_second`] allows. It begins at full pace.
+    pub fn set_alert(&self, alert: bool) {
+        self.shared.pace().set_alert(alert, Instant::now());
+    }
+
+    /// Says that the view may have changed: whoever waits takes it again.
+    pub(crate) fn look_again(&self) {
+        self.shared.changed.send_modify(|version| *version += 1);
     }
 
     /// A number that grows when the view may have changed: `changed().await` on the receiver, then take the
@@ -318,6 +342,7 @@ impl Launcher {
             .await;
         if let Some(handle) = self.shared.handle() {
             for addr in known.into_iter().filter(|addr| *addr != own) {
+                self.shared.pace().ask(addr);
                 let _ = handle.gossip(addr);
             }
         }
@@ -332,7 +357,7 @@ fn say_leaving(chitchat: &mut Chitchat) {
 }
 
 /// The members, and how many lines could not be used.
-fn read_view(chitchat: &Chitchat, own: &ChitchatId) -> (Vec<GossipMember>, u64) {
+fn read_view(chitchat: &Chitchat, own: &ChitchatId, shared: &Shared) -> (Vec<GossipMember>, u64) {
     let live: HashSet<&ChitchatId> = chitchat.live_nodes().collect();
     let doomed: HashSet<&ChitchatId> = chitchat.scheduled_for_deletion_nodes().collect();
     let mut unusable = 0;
@@ -342,12 +367,14 @@ fn read_view(chitchat: &Chitchat, own: &ChitchatId) -> (Vec<GossipMember>, u64) 
             continue;
         }
         let addr = known.gossip_advertise_addr;
+        let (alive, missed) = shared.verdict(known, live.contains(known));
         match NodeId::new(&known.node_id) {
             Ok(id) if can_be_dialled(addr) => members.push(GossipMember {
                 id,
                 incarnation: Incarnation(known.generation_id),
                 addr,
-                alive: live.contains(known),
+                alive,
+                missed,
                 leaving: state.get(STATE_KEY) == Some(LEAVING),
             }),
             _ => unusable += 1,
@@ -367,6 +394,9 @@ fn check(config: &GossipConfig, cluster: &str, advertise: SocketAddr) -> Result<
     }
     if !can_be_dialled(advertise) {
         return bad("the advertised address must be one that others can dial, for example 10.0.0.7:7946");
+    }
+    if config.calm_bytes_per_second == 0 {
+        return bad("gossip needs some bytes a second in calm, too");
     }
     if config.interval.is_zero() || config.initial_interval.is_zero() || config.dead_node_grace.is_zero() {
         return bad("intervals and the dead-node grace must be longer than zero");

@@ -1,11 +1,11 @@
 //! chitchat's messages over somebody else's authenticated links: what leaves, what is let in, what is
 //! counted.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,8 +14,10 @@ use chitchat::{
     Chitchat, ChitchatHandle, ChitchatId, ChitchatMessage, Deserializable, Heartbeat, Serializable,
 };
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::Instant;
 
-use super::{DigestSize, LEAVING, STATE_KEY};
+use super::pace::Pace;
+use super::{DigestSize, GossipConfig, LEAVING, STATE_KEY};
 
 /// Carries gossip messages to an address over an authenticated link.
 pub trait Carrier: Send + Sync + 'static {
@@ -94,24 +96,56 @@ pub(super) struct Shared {
     digest_bytes: AtomicU64,
     fingerprint: AtomicU64,
     warned: AtomicBool,
+    pace: std::sync::Mutex<Pace>,
+    /// The last heartbeat of each incarnation in the digest, and when it was the first time another one.
+    heard: std::sync::Mutex<HashMap<ChitchatId, Heard>>,
+}
+
+/// A heartbeat, and since when it is known; none while it is the first one, which may be an old one.
+#[derive(Clone, Copy)]
+struct Heard {
+    heartbeat: u64,
+    grown: Option<Instant>,
 }
 
 impl Shared {
-    pub(super) fn new(carrier: Arc<dyn Carrier>, incoming: Incoming, max_message_bytes: usize) -> Self {
+    pub(super) fn new(carrier: Arc<dyn Carrier>, incoming: Incoming, config: &GossipConfig) -> Self {
+        let pace =
+            Pace::new(config.interval, config.phi_threshold, config.calm_bytes_per_second, Instant::now());
         Self {
             carrier,
             incoming: Mutex::new(incoming),
             counters: Counters::default(),
             changed: watch::Sender::new(0),
             leaving: AtomicBool::new(false),
-            max_message_bytes,
+            max_message_bytes: config.max_message_bytes,
             turns: AtomicU64::new(0),
             slot: RwLock::new(Slot::Empty),
             digest_nodes: AtomicU64::new(0),
             digest_bytes: AtomicU64::new(0),
             fingerprint: AtomicU64::new(0),
             warned: AtomicBool::new(false),
+            pace: std::sync::Mutex::new(pace),
+            heard: std::sync::Mutex::default(),
         }
+    }
+
+    /// Never held across an await.
+    pub(super) fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heard(&self) -> MutexGuard<'_, HashMap<ChitchatId, Heard>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be said of an incarnation that the failure detector calls alive or not: whether it is, and whether it is
+    /// missed.
+    pub(super) fn verdict(&self, id: &ChitchatId, alive: bool) -> (bool, bool) {
+        let grown = self.heard().get(id).and_then(|heard| heard.grown);
+        let (bytes, now, pace) = (self.digest().bytes, Instant::now(), self.pace());
+        let excused = || grown.is_some_and(|grown| pace.excuses(grown, bytes, now));
+        (alive || excused(), grown.is_some_and(|grown| pace.is_missed(grown, bytes, now)))
     }
 
     /// The server of the moment, none before the start and after the end.
@@ -169,12 +203,28 @@ impl Shared {
             }
             nodes += 1;
             bytes += id.serialized_len() + DIGEST_ENTRY_BYTES;
-            (id, live.contains(id), state.get(STATE_KEY) == Some(LEAVING)).hash(&mut hasher);
+            self.note_heartbeat(id, state.heartbeat().into());
+            let verdict = self.verdict(id, live.contains(id));
+            (id, verdict, state.get(STATE_KEY) == Some(LEAVING)).hash(&mut hasher);
         }
         self.note_digest(nodes, bytes);
+        self.heard().retain(|id, _| chitchat.node_state(id).is_some());
         let fingerprint = hasher.finish();
         if self.fingerprint.swap(fingerprint, Ordering::Relaxed) != fingerprint {
             self.changed.send_modify(|version| *version += 1);
+        }
+    }
+
+    fn note_heartbeat(&self, id: &ChitchatId, heartbeat: u64) {
+        let mut heard = self.heard();
+        match heard.get_mut(id) {
+            Some(known) if known.heartbeat < heartbeat => {
+                *known = Heard { heartbeat, grown: Some(Instant::now()) };
+            }
+            Some(_) => {}
+            None => {
+                heard.insert(id.clone(), Heard { heartbeat, grown: None });
+            }
         }
     }
 
@@ -225,6 +275,10 @@ impl Socket for LinkSocket {
         message.serialize(&mut bytes);
         if bytes.len() > self.shared.max_message_bytes {
             count(&self.shared.counters.oversized);
+            return Ok(());
+        }
+        let begins = matches!(message, ChitchatMessage::Syn { .. });
+        if begins && !self.shared.pace().begins(to, bytes.len(), Instant::now()) {
             return Ok(());
         }
         count(&self.shared.counters.sent);

@@ -42,6 +42,28 @@ fn dialled(members: &Members) -> Vec<String> {
 }
 
 #[test]
+fn who_is_quiet_is_suspected_until_it_is_heard_or_lost() {
+    let mut members = members();
+    let quiet =
+        |members: &mut Members, run, quiet| members.link_quiet(&id("a"), Incarnation(run), quiet, 10).len();
+    members.gossip(&[said("a", 1, 1, true)], 0);
+    up(&mut members, "a", 1, 1, 0);
+    assert_eq!(quiet(&mut members, 2, true), 0, "another run");
+    assert_eq!((quiet(&mut members, 1, true), state(&members, "a")), (1, Some(Suspect)));
+    assert_eq!(quiet(&mut members, 1, true), 0, "known");
+    // The detector does not make it worse: the link may come back to life.
+    members.gossip(&[said("a", 1, 1, false)], 20);
+    assert_eq!(state(&members, "a"), Some(Suspect));
+    members.gossip(&[said("a", 1, 1, true)], 30);
+    assert_eq!((quiet(&mut members, 1, false), state(&members, "a")), (1, Some(Live)));
+    quiet(&mut members, 1, true);
+    down(&mut members, "a", 1, 40);
+    assert_eq!((quiet(&mut members, 1, false), state(&members, "a")), (0, Some(Suspect)), "it has no link");
+    up(&mut members, "a", 1, 1, 50);
+    assert_eq!(state(&members, "a"), Some(Live), "a new link is not quiet");
+}
+
+#[test]
 fn a_rumour_is_a_candidate_and_a_link_makes_it_a_member() {
     let mut members = members();
     assert_eq!(members.gossip(&[said("a", 1, 1, false)], 0), []);
