@@ -37,6 +37,8 @@ const HEADERS: u64 = 28;
 const EMITS: u64 = 100;
 /// Rooms whose only members are on one node, which leaves: they come back on the others.
 const STORM: usize = 10_000;
+/// Rooms of all nodes together, each on one of them.
+const MILLION: usize = 1_000_000;
 /// The limits of the goals: bytes a second of a node, and its part of a core.
 const RATE_GOAL: f64 = 20.0 * 1024.0;
 const CPU_GOAL: f64 = 0.01;
@@ -89,6 +91,8 @@ fn main() -> Outcome<()> {
     sizes.iter().for_each(|size| println!("{}", size.row()));
     println!("\n{}", Size::EVENTS_HEAD);
     sizes.iter().for_each(|size| println!("{}", size.events_row()));
+    println!("\n{}", Size::MILLION_HEAD);
+    sizes.iter().for_each(|size| println!("{}", size.million_row()));
     println!();
     let growth = growth(&sizes);
     let model = model(&sizes);
@@ -122,11 +126,40 @@ struct Size {
     /// Until the slowest of the others suspected a node that was killed, and gave it up, in seconds.
     suspected: f64,
     evicted: f64,
+    million: Million,
+}
+
+/// A million rooms, evenly on all nodes, and then one node more.
+struct Million {
+    /// Until all knew them after they were joined at once, in seconds, and what the process had to compute for that, for each
+    /// node.
+    joined: f64,
+    joined_cpu: f64,
+    /// Until a node that starts then has all links and knows all rooms; what the process had to compute; bytes of interest
+    /// sent to it for each room.
+    newcomer: f64,
+    newcomer_cpu: f64,
+    newcomer_bytes: f64,
 }
 
 impl Size {
     const HEAD: &str = "| nodes | formed after | a node sends, idle | in data streams | packets a second | CPU of a node | memory of an end of a link | gossip digest |\n|---:|---:|---:|---:|---:|---:|---:|---:|";
     const EVENTS_HEAD: &str = "| nodes | frames of an emit, 2 nodes concerned | bytes of a join, each peer | 10,000 rooms move: known after | bytes a room and peer | killed: suspected after | evicted after |\n|---:|---:|---:|---:|---:|---:|---:|";
+
+    const MILLION_HEAD: &str = "| nodes | 1,000,000 rooms joined at once: known after | CPU of each node for it | a node starts then: knows all after | CPU of the cluster for it | bytes a room sent to it |\n|---:|---:|---:|---:|---:|---:|";
+
+    fn million_row(&self) -> String {
+        let million = &self.million;
+        format!(
+            "| {} | {:.2} s | {:.2} s | {:.2} s | {:.2} s | {:.1} |",
+            self.nodes,
+            million.joined,
+            million.joined_cpu,
+            million.newcomer,
+            million.newcomer_cpu,
+            million.newcomer_bytes,
+        )
+    }
 
     fn row(&self) -> String {
         format!(
@@ -171,6 +204,11 @@ impl Size {
             "storm_bytes_per_room_and_peer": self.storm_bytes,
             "suspected_s": self.suspected,
             "evicted_s": self.evicted,
+            "million_joined_s": self.million.joined,
+            "million_joined_cpu_s": self.million.joined_cpu,
+            "million_newcomer_s": self.million.newcomer,
+            "million_newcomer_cpu_s": self.million.newcomer_cpu,
+            "million_newcomer_bytes_per_room": self.million.newcomer_bytes,
         })
     }
 }
@@ -189,10 +227,8 @@ impl Cluster {
     fn start(nodes: usize, gossip_ms: u64) -> Self {
         let alone = anonymous();
         let mut ground = Simulated::new(1);
-        let settings = Settings { gossip_interval_ms: Some(gossip_ms), ..Settings::default() };
-        let seeds = vec![ground.seed(0)];
         for node in 0..nodes {
-            let plan = Plan { id: id(node), seeds: seeds.clone(), settings: settings.clone() };
+            let plan = plan(&ground, node, 0, gossip_ms);
             now(ground.start(node, &plan));
         }
         Self { ground, nodes, running: (0..nodes).collect(), alone }
@@ -219,6 +255,7 @@ impl Cluster {
         let join_bytes = self.join()?;
         let (storm, storm_bytes) = self.storm()?;
         let (suspected, evicted) = self.kill()?;
+        let million = self.million(options)?;
         Ok(Size {
             nodes: self.nodes,
             formed,
@@ -234,6 +271,7 @@ impl Cluster {
             storm_bytes,
             suspected,
             evicted,
+            million,
         })
     }
 
@@ -297,6 +335,31 @@ impl Cluster {
         Ok((suspected, suspected + self.until("it is evicted", |cluster| is(cluster, &["dead"]))?))
     }
 
+    /// A million rooms, and a node that comes when they are there.
+    fn million(&mut self, options: &Options) -> Outcome<Million> {
+        self.sleep(SETTLE);
+        let running = self.running.clone();
+        let cpu = cpu_s();
+        for (at, node) in running.iter().enumerate() {
+            let count = MILLION / running.len() + usize::from(at < MILLION % running.len());
+            now(self.ground.ask(*node, Ask::JoinMany(format!("one-of-a-million-{node}"), count)));
+        }
+        let joined = self.known("a million rooms")?;
+        let joined_cpu = (cpu_s() - cpu) / running.len() as f64;
+        let (bytes, cpu) = (self.interest_bytes(), cpu_s());
+        let plan = plan(&self.ground, 0, running[0], options.gossip_ms);
+        now(self.ground.start(0, &plan));
+        self.running.push(0);
+        let newcomer = self.until("the new node knows the million rooms", Self::agree)?;
+        Ok(Million {
+            joined,
+            joined_cpu,
+            newcomer,
+            newcomer_cpu: cpu_s() - cpu,
+            newcomer_bytes: (self.interest_bytes() - bytes) as f64 / MILLION as f64,
+        })
+    }
+
     /// Waits until all know what was joined; says how long, in simulated seconds.
     fn known(&mut self, what: &str) -> Outcome<f64> {
         // A node's digest changes with its next interest tick.
@@ -354,6 +417,11 @@ impl Cluster {
     fn sleep(&mut self, time: Duration) {
         now(self.ground.sleep(time));
     }
+}
+
+fn plan(ground: &Simulated, node: usize, seed: usize, gossip_ms: u64) -> Plan {
+    let settings = Settings { gossip_interval_ms: Some(gossip_ms), ..Settings::default() };
+    Plan { id: id(node), seeds: vec![ground.seed(seed)], settings }
 }
 
 /// What is asked of simulated ground is done when it is first polled.

@@ -20,6 +20,7 @@ mod healing;
 mod hostile;
 mod insiders;
 mod isolation;
+mod large;
 mod leaving;
 mod links;
 mod lives;
