@@ -87,12 +87,16 @@ fn main() -> Outcome<()> {
         eprintln!("{nodes} nodes");
         sizes.push(Cluster::start(nodes, options.gossip_ms).measure(&options)?);
     }
+    for size in &mut sizes {
+        eprintln!("{} nodes and a million rooms", size.nodes);
+        size.million = Some(Cluster::start(size.nodes, options.gossip_ms).million(&options)?);
+    }
     println!("\ngossip.interval {} ms\n\n{}", options.gossip_ms, Size::HEAD);
     sizes.iter().for_each(|size| println!("{}", size.row()));
     println!("\n{}", Size::EVENTS_HEAD);
     sizes.iter().for_each(|size| println!("{}", size.events_row()));
     println!("\n{}", Size::MILLION_HEAD);
-    sizes.iter().for_each(|size| println!("{}", size.million_row()));
+    sizes.iter().for_each(|size| println!("{}", size.million_row().unwrap_or_default()));
     println!();
     let growth = growth(&sizes);
     let model = model(&sizes);
@@ -126,7 +130,8 @@ struct Size {
     /// Until the slowest of the others suspected a node that was killed, and gave it up, in seconds.
     suspected: f64,
     evicted: f64,
-    million: Million,
+    /// Measured when all else has been: what a million rooms took is not given back to the system at once.
+    million: Option<Million>,
 }
 
 /// A million rooms, evenly on all nodes, and then one node more.
@@ -148,9 +153,9 @@ impl Size {
 
     const MILLION_HEAD: &str = "| nodes | 1,000,000 rooms joined at once: known after | CPU of each node for it | a node starts then: knows all after | CPU of the cluster for it | bytes a room sent to it |\n|---:|---:|---:|---:|---:|---:|";
 
-    fn million_row(&self) -> String {
-        let million = &self.million;
-        format!(
+    fn million_row(&self) -> Option<String> {
+        let million = self.million.as_ref()?;
+        Some(format!(
             "| {} | {:.2} s | {:.2} s | {:.2} s | {:.2} s | {:.1} |",
             self.nodes,
             million.joined,
@@ -158,7 +163,7 @@ impl Size {
             million.newcomer,
             million.newcomer_cpu,
             million.newcomer_bytes,
-        )
+        ))
     }
 
     fn row(&self) -> String {
@@ -204,11 +209,11 @@ impl Size {
             "storm_bytes_per_room_and_peer": self.storm_bytes,
             "suspected_s": self.suspected,
             "evicted_s": self.evicted,
-            "million_joined_s": self.million.joined,
-            "million_joined_cpu_s": self.million.joined_cpu,
-            "million_newcomer_s": self.million.newcomer,
-            "million_newcomer_cpu_s": self.million.newcomer_cpu,
-            "million_newcomer_bytes_per_room": self.million.newcomer_bytes,
+            "million_joined_s": self.million.as_ref().map(|million| million.joined),
+            "million_joined_cpu_s": self.million.as_ref().map(|million| million.joined_cpu),
+            "million_newcomer_s": self.million.as_ref().map(|million| million.newcomer),
+            "million_newcomer_cpu_s": self.million.as_ref().map(|million| million.newcomer_cpu),
+            "million_newcomer_bytes_per_room": self.million.as_ref().map(|million| million.newcomer_bytes),
         })
     }
 }
@@ -235,10 +240,7 @@ impl Cluster {
     }
 
     fn measure(mut self, options: &Options) -> Outcome<Size> {
-        let formed = self.until("all links", |cluster| {
-            let others = cluster.nodes - 1;
-            cluster.reports().iter().all(|report| up(report) == others)
-        })?;
+        let formed = self.formed()?;
         self.ask_all(&Ask::CountOnly);
         self.sleep(SETTLE);
         let link_ends = (self.nodes * (self.nodes - 1)) as f64;
@@ -255,7 +257,6 @@ impl Cluster {
         let join_bytes = self.join()?;
         let (storm, storm_bytes) = self.storm()?;
         let (suspected, evicted) = self.kill()?;
-        let million = self.million(options)?;
         Ok(Size {
             nodes: self.nodes,
             formed,
@@ -271,7 +272,15 @@ impl Cluster {
             storm_bytes,
             suspected,
             evicted,
-            million,
+            million: None,
+        })
+    }
+
+    /// Waits until all links stand; says how long, in simulated seconds.
+    fn formed(&mut self) -> Outcome<f64> {
+        self.until("all links", |cluster| {
+            let others = cluster.nodes - 1;
+            cluster.reports().iter().all(|report| up(report) == others)
         })
     }
 
@@ -336,7 +345,8 @@ impl Cluster {
     }
 
     /// A million rooms, and a node that comes when they are there.
-    fn million(&mut self, options: &Options) -> Outcome<Million> {
+    fn million(mut self, options: &Options) -> Outcome<Million> {
+        self.formed()?;
         self.sleep(SETTLE);
         let running = self.running.clone();
         let cpu = cpu_s();
@@ -347,9 +357,10 @@ impl Cluster {
         let joined = self.known("a million rooms")?;
         let joined_cpu = (cpu_s() - cpu) / running.len() as f64;
         let (bytes, cpu) = (self.interest_bytes(), cpu_s());
-        let plan = plan(&self.ground, 0, running[0], options.gossip_ms);
-        now(self.ground.start(0, &plan));
-        self.running.push(0);
+        let newcomer = self.nodes;
+        let plan = plan(&self.ground, newcomer, 0, options.gossip_ms);
+        now(self.ground.start(newcomer, &plan));
+        self.running.push(newcomer);
         let newcomer = self.until("the new node knows the million rooms", Self::agree)?;
         Ok(Million {
             joined,
